@@ -1,0 +1,87 @@
+# make test | make demo | make lint | make test-parity: each does all its own set-up.
+#   PYTHON=...         the Python (3.12 or newer) that .venv is made from, where the search below finds none
+#   DEMO_ARGS=...      more arguments for the demo, such as --short
+#   TEST_ARGS=...      more arguments for pytest, such as -k scheduler
+#   PARITY_PYTHON=...  the Python that .venv-parity is made from, where torch has no build for the first one
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+PARITY := .venv-parity
+PYTHON ?=
+PARITY_PYTHON ?=
+DEMO_ARGS ?=
+TEST_ARGS ?=
+
+SEARCHED = python3.12 python3 python3.13 python3.14 \
+	"$${PYENV_ROOT:-$$HOME/.pyenv}/versions/$$(cat .python-version)"*/bin/python3
+# pip compiles one file after another; --no-compile leaves that to compileall, which uses every core.
+INSTALL = -m pip install --quiet --quiet --disable-pip-version-check --prefer-binary --no-compile
+# The folder of models and recorded results that some tests compare with; without it they are skipped, and say so.
+SHARED := $(abspath ../shared)
+TEST_ENVIRONMENT = JAX_PLATFORMS=cpu $(if $(wildcard $(SHARED)),FLEXJAX_SHARED="$${FLEXJAX_SHARED:-$(SHARED)}")
+
+# $(call make_venv,FOLDER,PYTHON): an empty virtual environment from the first Python >= 3.12 that can make one
+define make_venv
+found=""; for python in $(if $(2),$(2),$(SEARCHED)); do \
+	if "$$python" -c 'import ensurepip, sys, venv; sys.exit($(3))' 2>/dev/null; then found="$$python"; break; fi; \
+done; \
+if [ -z "$$found" ]; then \
+	echo "error: no usable Python found for $(1); it needs Python 3.12 or newer with its venv module" >&2; \
+	echo "  tried: " $(if $(2),$(2),$(SEARCHED)) >&2; \
+	echo "  install one (Debian: apt-get install python3.12-venv; pyenv: pyenv install) or name one: make PYTHON=/path" >&2; \
+	exit 1; \
+fi; \
+echo "$(1): made from $$("$$found" -c 'import sys; print(sys.executable, sys.version.split()[0])')"; \
+rm -rf $(1); "$$found" -m venv $(1)
+endef
+
+.PHONY: help venv test demo lint test-parity clean
+
+help:
+	@echo "make test         set up .venv and run the tests"
+	@echo "make demo         set up .venv, serve and finetune a real model side by side (DEMO_ARGS=--short for less)"
+	@echo "make lint         ruff and the import contracts"
+	@echo "make test-parity  install torch and peft into .venv-parity (large) and compare with them"
+	@echo "make clean        remove environments, caches and what runs wrote"
+
+venv: $(VENV)/ready
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	@$(call make_venv,$(VENV),$(PYTHON),sys.version_info < (3, 12))
+	@echo "$(VENV): installing the pinned dependencies (about a minute; more on a slow line)"
+	@$(VENV)/bin/python $(INSTALL) --constraint constraints.txt --editable ".[server,bench,test]"
+	@echo "$(VENV): compiling them to bytecode"
+	@$(VENV)/bin/python -W ignore -m compileall -qq -j 0 $(VENV)/lib || true
+	@touch $@
+	@echo "$(VENV): ready"
+
+test: venv
+	$(TEST_ENVIRONMENT) $(VENV)/bin/python -m pytest $(TEST_ARGS)
+
+demo: venv
+	$(VENV)/bin/flexjax demo configs/demo.toml $(DEMO_ARGS)
+
+lint: venv
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/lint-imports --no-logo
+
+# torch lives apart: its builds may lag behind the newest Python, and on Linux it brings several GB of libraries.
+# The tests run in .venv and ask the other Python, named in FLEXJAX_PARITY_PYTHON, for results to compare with.
+test-parity: venv $(PARITY)/ready
+	$(TEST_ENVIRONMENT) FLEXJAX_PARITY_PYTHON=$(abspath $(PARITY))/bin/python \
+		$(VENV)/bin/python -m pytest tests/parity $(TEST_ARGS)
+
+$(PARITY)/ready: constraints-parity.txt
+	@$(call make_venv,$(PARITY),$(PARITY_PYTHON),sys.version_info < (3, 10))
+	@echo "$(PARITY): installing torch, transformers and peft (large: minutes)"
+	@$(PARITY)/bin/python $(INSTALL) --constraint constraints-parity.txt torch transformers peft numpy safetensors
+	@touch $@
+	@echo "$(PARITY): ready"
+
+clean:
+	rm -rf $(VENV) $(PARITY) build dist *.egg-info runs out .cache
+	rm -rf .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

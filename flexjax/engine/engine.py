@@ -1,0 +1,315 @@
+"""Engine: the public Python API. Serves requests and runs finetuning jobs from one copy of the weights.
+
+Calls may come from any thread; the device belongs to the engine's own (`flexjax.engine.loop`).
+"""
+
+import itertools
+import logging
+import os
+import queue
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from flexjax.config import EngineConfig, from_table, load_tables
+from flexjax.engine.adapters import AdapterTable, AdapterVersion, UnknownAdapter
+from flexjax.engine.batch import Serving
+from flexjax.engine.handles import FinetuneHandle
+from flexjax.engine.loop import Loop
+from flexjax.engine.outputs import Collector
+from flexjax.engine.programs import JobShape
+from flexjax.engine.startup import Machine, compile_job, policy_of, variants
+from flexjax.engine.trainer import Trainer, optimizer_of, padded_factors, shape_of
+from flexjax.finetuning.job import FinetuneJob
+from flexjax.finetuning.job_run import JobRun
+from flexjax.request import Request, RequestOutput, SamplingParams
+from flexjax.scheduler import Scheduler
+from flexjax.state import padded_rank
+from flexjax.weights.adapter import LoraAdapter, fresh_adapter
+from flexjax.weights.peft import read_adapter, write_adapter
+from flexjax.weights.source import open_model
+
+logger = logging.getLogger(__name__)
+
+Prompt = str | list[int]
+
+
+class Engine:
+    """A model on the device, with its adapters, requests and finetuning jobs. Also a context manager.
+
+    Args:
+        progress: called with a line of text at each step of start-up; None logs them.
+
+    Raises:
+        ConfigError, FileNotFoundError, ValueError: the configuration or the model cannot be used.
+    """
+
+    def __init__(self, config: EngineConfig, progress=None):
+        source = open_model(config.model, config.revision)
+        self.model = source.config
+        self.config = config.resolved(source.config.max_position_embeddings)
+        self.tokenizer = None if config.load_format == "dummy" else source.load_tokenizer()
+        self.defaults = source.read_defaults(self.tokenizer)
+        machine = Machine(self.config, source, progress or logger.info)
+        self.memory_plan, self._runner = machine.plan, machine.runner
+        self.adapters = AdapterTable(self.config.max_adapters + 1, self.config.adapter_rank_capacity)
+        self._sources: dict[str, LoraAdapter] = {}
+        self._ids = itertools.count(1)
+        self._random = random.Random(self.config.seed)
+        self._layouts = machine.layouts
+        self.scheduler = Scheduler(
+            machine.layouts,
+            pages=machine.plan.pages,
+            max_rows=self.config.max_rows,
+            max_model_len=self.config.max_model_len,
+            latency=machine.latency,
+            policy=policy_of(self.config),
+            prefix_caching=self.config.prefix_caching,
+        )
+        announce = self._announce
+        self.trainer = Trainer(self._runner, self.scheduler, self.adapters, self.config.max_running_jobs, announce)
+        self.loop = Loop(self.scheduler, self._runner, self.trainer, self.adapters)
+        self.loop.start()
+
+    @classmethod
+    def from_config(cls, config: str | os.PathLike | EngineConfig, progress=None) -> "Engine":
+        """An engine from an `EngineConfig`, or from the [engine] table of a TOML file."""
+        if isinstance(config, EngineConfig):
+            return cls(config, progress)
+        path = Path(config)
+        table = load_tables(path).get("engine", {})
+        return cls(from_table(EngineConfig, table, f"{path} [engine]", path.parent), progress)
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the engine; requests that are not done end with finish reason "abort", jobs are cancelled."""
+        self.loop.stop()
+
+    # requests
+
+    def generate(
+        self, prompts: list[Prompt], sampling: SamplingParams | None = None, adapter: str | None = None
+    ) -> list[RequestOutput]:
+        """Continue prompts (text or token ids); with n > 1 the outputs of a prompt are adjacent.
+
+        Raises:
+            UnknownAdapter: no adapter of that name is loaded.
+            ValueError: a prompt is empty or too long, or holds a token id the model does not have.
+        """
+        if isinstance(prompts, str):
+            raise TypeError("prompts is a string; give a list of prompts")
+        encoded = [self.encode(prompt) for prompt in prompts]
+        return self._run_all(encoded, sampling, adapter)
+
+    def chat(
+        self, conversations: list[list[dict]], sampling: SamplingParams | None = None, adapter: str | None = None
+    ) -> list[RequestOutput]:
+        """Answer conversations, each a list of {"role", "content"} messages, through the model's chat template."""
+        encoded = [self._tokenizer().apply_chat_template(messages) for messages in conversations]
+        return self._run_all(encoded, sampling, adapter)
+
+    def stream(
+        self, prompt: Prompt, sampling: SamplingParams | None = None, adapter: str | None = None, priority: int = 0
+    ) -> Iterator[RequestOutput]:
+        """Outputs as they grow, each a snapshot; the last of each index has a finish reason. Closing the iterator
+        cancels the request."""
+        listener: queue.SimpleQueue[RequestOutput] = queue.SimpleQueue()
+        requests = self.submit(self.encode(prompt), sampling, adapter, listener, priority)
+        return self._listen(requests, listener)
+
+    def _listen(self, requests: list[int], listener: queue.SimpleQueue) -> Iterator[RequestOutput]:
+        ended = 0
+        try:
+            while ended < len(requests):
+                output = listener.get()
+                ended += output.finish_reason is not None
+                yield output
+        finally:
+            if ended < len(requests):
+                self.cancel(requests)
+
+    def submit(
+        self,
+        prompt: list[int],
+        sampling: SamplingParams | None,
+        adapter: str | None,
+        listener: queue.SimpleQueue,
+        priority: int = 0,
+    ) -> list[int]:
+        """Queue a prompt; ``listener`` receives a snapshot after every token. Returns the ids of its n requests."""
+        sampling = self.sampling_defaults() if sampling is None else sampling
+        self._require_layouts(sampling)
+        new = [self._request(prompt, sampling, index, priority) for index in range(sampling.n)]
+        self.loop.call(self._add_requests, new, adapter, listener)
+        return [request.id for request, _ in new]
+
+    def cancel(self, request_ids: list[int]) -> None:
+        """End requests at once, with finish reason "abort"; those that have ended are left as they are."""
+        self.loop.call(lambda: [self.loop.cancel_request(each) for each in request_ids])
+
+    def sampling_defaults(self) -> SamplingParams:
+        """What the model's makers recommend, in vLLM's defaults for the rest."""
+        return SamplingParams(**self.defaults.sampling)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt, checked against the vocabulary."""
+        ids = self._tokenizer().encode(prompt) if isinstance(prompt, str) else list(prompt)
+        wrong = next((i for i in ids if not 0 <= i < self.model.vocab_size), None)
+        if wrong is not None:
+            raise ValueError(f"the prompt holds token id {wrong}; the model's ids are 0 to {self.model.vocab_size - 1}")
+        return ids
+
+    def _run_all(self, prompts: list[list[int]], sampling, adapter) -> list[RequestOutput]:
+        listeners: list[tuple[list[int], queue.SimpleQueue]] = []
+        try:
+            for prompt in prompts:
+                listener: queue.SimpleQueue[RequestOutput] = queue.SimpleQueue()
+                listeners.append((self.submit(prompt, sampling, adapter, listener), listener))
+            return [output for ids, listener in listeners for output in self._collect(ids, listener)]
+        except BaseException:
+            self.cancel([each for ids, _ in listeners for each in ids])
+            raise
+
+    def _collect(self, ids: list[int], listener: queue.SimpleQueue) -> list[RequestOutput]:
+        final = [each for each in self._listen(ids, listener) if each.finish_reason is not None]
+        return sorted(final, key=lambda output: output.index)
+
+    def _request(self, prompt: list[int], sampling: SamplingParams, index: int, priority: int) -> tuple[Request, int]:
+        room = self.config.max_model_len - len(prompt)
+        if not prompt or room < 1:
+            raise ValueError(
+                f"the prompt has {len(prompt)} tokens; it needs 1 to {self.config.max_model_len - 1}, since "
+                f"max_model_len is {self.config.max_model_len}"
+            )
+        stops = frozenset(sampling.stop_token_ids)
+        request = Request(
+            id=next(self._ids),
+            prompt=tuple(prompt),
+            sampling=sampling,
+            max_new_tokens=min(room, sampling.max_tokens or room),
+            stop_token_ids=stops if sampling.ignore_eos else stops | self.defaults.stop_token_ids,
+            priority=priority,
+            arrival=self.loop.clock(),
+        )
+        return request, index
+
+    def _add_requests(self, new: list[tuple[Request, int]], adapter: str | None, listener) -> None:
+        """On the engine's thread: pin the adapter's newest version and queue the requests."""
+        version = self.adapters.find(adapter)
+        for request, index in new:
+            request = replace(request, adapter_version=version.version)
+            seed = request.sampling.seed
+            seed = self._random.getrandbits(32) if seed is None else (seed + index) & 0xFFFFFFFF
+            serving = Serving(request, version, seed, list(request.prompt))
+            self.loop.add_request(serving, Collector(request, index, self.tokenizer, listener))
+
+    def _require_layouts(self, sampling: SamplingParams) -> None:
+        """Compile, on the caller's thread, what a request with log-probabilities needs."""
+        for flag in ("logprobs", "prompt_logprobs"):
+            if getattr(sampling, flag) is not None:
+                self._offer_layouts(logprobs=True, prompt_logprobs=flag == "prompt_logprobs")
+
+    def _offer_layouts(self, **flags: bool) -> None:
+        wanted = [each for each in variants(self._layouts, **flags) if each.rows == self.config.max_rows]
+        for layout in wanted:
+            self._runner.programs.forward(layout)
+        self.loop.call(self.scheduler.add_layouts, wanted)
+
+    def _tokenizer(self):
+        if self.tokenizer is None:
+            raise ValueError("the model was loaded without a tokenizer (load_format is dummy); give token ids")
+        return self.tokenizer
+
+    # adapters
+
+    def load_adapter(self, name: str, directory: str | os.PathLike) -> None:
+        """Load a PEFT adapter under a name. A name in use gets a new version; running requests keep theirs.
+
+        Raises:
+            FileNotFoundError, ValueError: the adapter cannot be read, does not fit the model, or finds no room.
+        """
+        adapter = read_adapter(directory, self.model)
+        shape = JobShape(padded_rank(adapter.rank), adapter.target_modules)
+        programs = self._runner.programs
+        programs.publish(shape)
+        factors = programs.place_factors(padded_factors(adapter, shape.rank), shape)
+        self.loop.call(self._publish, name, adapter, shape, factors)
+
+    def _publish(self, name: str, adapter: LoraAdapter, shape: JobShape, factors: dict) -> None:
+        version = self.adapters.place(name, shape.rank, adapter.scale)
+        self._runner.publish(factors, shape, version)
+        self._announce(version, adapter)
+
+    def _announce(self, version: AdapterVersion, adapter: LoraAdapter) -> None:
+        """A version begins to serve under its name."""
+        self._sources[version.name] = adapter
+        before = self.adapters.announce(version)
+        if before is not None:
+            self.scheduler.forget_adapter(before.version)
+
+    def unload_adapter(self, name: str) -> None:
+        """Take an adapter's name away; requests that use it go on. Raises UnknownAdapter."""
+
+        def unload() -> None:
+            version = self.adapters.remove(name)
+            del self._sources[name]
+            self.scheduler.forget_adapter(version.version)
+
+        self.loop.call(unload)
+
+    def export_adapter(self, name: str, directory: str | os.PathLike) -> None:
+        """Write an adapter in PEFT's format. Raises UnknownAdapter."""
+        write_adapter(directory, self.adapter(name))
+
+    def adapter(self, name: str) -> LoraAdapter:
+        """The newest version of an adapter, on the host. Raises UnknownAdapter."""
+        if name not in self._sources:
+            raise UnknownAdapter(f"adapter {name!r} is not loaded; loaded adapters: {sorted(self._sources) or 'none'}")
+        return self._sources[name]
+
+    # finetuning
+
+    def finetune(self, job: FinetuneJob) -> FinetuneHandle:
+        """Queue a finetuning job; when it succeeds its adapter serves under the job's name at once.
+
+        Raises:
+            ConfigError: the data or the settings cannot be used; rows are named by their line.
+        """
+        if self.config.max_model_len < self.config.microbatch_tokens and job.max_length is None:
+            job = replace(job, max_length=self.config.max_model_len)
+        run = JobRun.prepare(
+            job,
+            self._tokenizer(),
+            vocab_size=self.model.vocab_size,
+            max_model_len=self.config.max_model_len,
+            microbatch_tokens=self.config.microbatch_tokens,
+        )
+        adapter = self._starting_adapter(job)
+        shape = shape_of(job, adapter)
+        if shape.dropout:
+            self._offer_layouts(dropout=True)
+        compile_job(self._runner.programs, shape, optimizer_of(run))
+        self.loop.call(self.trainer.submit, run, adapter)
+        return FinetuneHandle(run, self.loop, self.trainer)
+
+    def _starting_adapter(self, job: FinetuneJob) -> LoraAdapter:
+        if job.init_adapter is None:
+            return fresh_adapter(
+                self.model,
+                rank=job.rank,
+                alpha=job.alpha,
+                use_rslora=job.use_rslora,
+                dropout=job.dropout,
+                target_modules=job.target_modules,
+                base_model_name=self.config.served_model_name,
+                seed=job.seed,
+            )
+        if str(job.init_adapter) in self._sources:
+            return self._sources[str(job.init_adapter)]
+        return read_adapter(job.init_adapter, self.model)

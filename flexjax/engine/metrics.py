@@ -1,0 +1,77 @@
+"""What the engine remembers of its iterations, in plain numbers."""
+
+from dataclasses import dataclass
+
+from flexjax.scheduler import Iteration, UnitKind
+
+
+@dataclass(frozen=True)
+class IterationRecord:
+    """One iteration of the engine.
+
+    Attributes:
+        index: 0, 1, ... in the order of dispatch.
+        start: seconds since the run began.
+        seconds: what it took.
+        predicted: seconds foretold by the latency model, None without one.
+        limit: seconds that the scheduler allowed, None without an objective.
+        decode_slots: rows that decoded.
+        prompt_slots: prompt tokens computed.
+        finetune_slots: finetuning tokens computed in the forward step.
+        loss_units, backward_units, updates: calls of these programs.
+        inference_share: part of the time owed to requests, 0 .. 1; the rest is finetuning's.
+    """
+
+    index: int
+    start: float
+    seconds: float
+    predicted: float | None
+    limit: float | None
+    decode_slots: int
+    prompt_slots: int
+    finetune_slots: int
+    loss_units: int
+    backward_units: int
+    updates: int
+    inference_share: float
+
+    @property
+    def end(self) -> float:
+        return self.start + self.seconds
+
+    @property
+    def finetunes(self) -> bool:
+        return bool(self.finetune_slots or self.loss_units or self.backward_units or self.updates)
+
+    @property
+    def split(self) -> tuple[float, float, float]:
+        """Seconds of decoding, prompts and finetuning; inference's part goes to slots alike."""
+        inference = self.seconds * self.inference_share
+        decode = inference * self.decode_slots / max(self.decode_slots + self.prompt_slots, 1)
+        return decode, inference - decode, self.seconds - inference
+
+
+def record_of(iteration: Iteration, start: float, seconds: float, serving_seconds: float) -> IterationRecord:
+    """The record of a finished iteration.
+
+    Args:
+        start: seconds since the engine started.
+        serving_seconds: what the requests of it would have taken alone, as predicted.
+    """
+    kinds = [unit.kind for unit in iteration.units]
+    finetunes = bool(iteration.windows or iteration.units)
+    share = min(1.0, serving_seconds / iteration.predicted) if finetunes else 1.0
+    return IterationRecord(
+        index=iteration.index,
+        start=start,
+        seconds=seconds,
+        predicted=iteration.predicted,
+        limit=iteration.limit,
+        decode_slots=iteration.decode_slots,
+        prompt_slots=iteration.prompt_slots,
+        finetune_slots=iteration.finetuning_slots,
+        loss_units=kinds.count(UnitKind.LOSS),
+        backward_units=kinds.count(UnitKind.BACKWARD),
+        updates=kinds.count(UnitKind.UPDATE),
+        inference_share=share if iteration.decode or iteration.prompts else 0.0,
+    )

@@ -1,0 +1,91 @@
+"""Collector: the tokens of one request become text, stop strings are found, log-probabilities are kept."""
+
+import queue
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from flexjax.request import FinishReason, Request, RequestOutput
+from flexjax.tokenizer import StopMatcher, Tokenizer
+
+
+@dataclass
+class Collector:
+    """Grows one `RequestOutput`, token by token, on the engine's thread.
+
+    Args:
+        tokenizer: None gives no text.
+        listener: receives a snapshot after every change; the last one has a finish reason.
+
+    Attributes:
+        times: seconds on the engine's clock at which each token was read.
+    """
+
+    request: Request
+    index: int
+    tokenizer: Tokenizer | None
+    listener: queue.SimpleQueue
+    output: RequestOutput = field(init=False)
+    times: list[float] = field(default_factory=list)
+
+    def __post_init__(self):
+        params = self.request.sampling
+        self.output = RequestOutput(
+            index=self.index,
+            prompt_token_ids=list(self.request.prompt),
+            logprobs=None if params.logprobs is None else [],
+            prompt_logprobs=None if params.prompt_logprobs is None else [None],
+        )
+        self._detokenizer = None
+        if self.tokenizer is not None and params.detokenize:
+            self._detokenizer = self.tokenizer.detokenizer(self.request.prompt[-8:], params.skip_special_tokens)
+        self._matcher = StopMatcher(params.stop, params.include_stop_str_in_output)
+
+    def push(self, token: int, finish: FinishReason | None, now: float, logprobs: dict[int, float] | None) -> bool:
+        """Take one token; True if it completed a stop string, so that the request ends here."""
+        self.times.append(now)
+        self.output.token_ids.append(token)
+        if self.output.logprobs is not None:
+            self.output.logprobs.append(logprobs)
+        shown = finish is not FinishReason.STOP or self.request.sampling.include_stop_str_in_output
+        if self._detokenizer is not None and shown:
+            self.output.text += self._matcher.push(self._detokenizer.push(token))
+        stopped = self._matcher.matched is not None
+        if finish is not None or stopped:
+            self.finish(FinishReason.STOP if stopped else finish)
+        else:
+            self._tell()
+        return stopped
+
+    def push_prompt_logprobs(self, entries: list[dict[int, float]]) -> None:
+        """Log-probabilities of the next prompt tokens."""
+        if self.output.prompt_logprobs is not None:
+            self.output.prompt_logprobs.extend(entries)
+
+    def finish(self, reason: FinishReason, error: str | None = None) -> None:
+        """End the output; what was held back for a stop string or an incomplete character is shown."""
+        if self._detokenizer is not None and self._matcher.matched is None:
+            self.output.text += self._matcher.push(self._detokenizer.flush()) + self._matcher.flush()
+        self.output.finish_reason, self.output.error = str(reason), error
+        self._tell()
+
+    def _tell(self) -> None:
+        copied = replace(self.output, token_ids=list(self.output.token_ids))
+        self.listener.put(copied)
+
+
+def logprob_entry(own: float, token: int, ids: np.ndarray, values: np.ndarray, count: int) -> dict[int, float]:
+    """The ``count`` most likely tokens and the token itself, each with its log-probability, most likely first."""
+    entry = {int(i): float(v) for i, v in zip(ids[:count], values[:count], strict=True)}
+    return entry | {token: float(own)}
+
+
+def latency_summary(arrival: float, times: list[float]) -> Mapping[str, float | None]:
+    """Seconds: ``ttft`` (arrival to first token), ``tpot`` (mean time per later token), ``largest_gap``."""
+    gaps = [after - before for before, after in zip(times, times[1:], strict=False)]
+    return {
+        "ttft": times[0] - arrival if times else None,
+        "tpot": sum(gaps) / len(gaps) if gaps else None,
+        "largest_gap": max(gaps, default=None),
+    }

@@ -1,0 +1,220 @@
+"""Programs: the only place where steps are compiled. What is static, donated and sharded is a table one can read."""
+
+import functools
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from flexjax.layout import SlotLayout
+from flexjax.models.lora import MODULES, ROW_PARALLEL
+from flexjax.models.sharding import TP_AXIS
+from flexjax.state import (
+    AdapterStack,
+    Dimensions,
+    Gradients,
+    Master,
+    RowState,
+    adapter_shapes,
+    gradient_shapes,
+    pool_shape,
+    row_shapes,
+    stack_shapes,
+    summed_over_shards,
+)
+from flexjax.step_batch import backward_fields, forward_fields, loss_fields, packed_words
+from flexjax.steps.backward import backward_window
+from flexjax.steps.forward import ForwardOutput, forward
+from flexjax.steps.kernels import Kernels
+from flexjax.steps.loss import loss_window
+from flexjax.steps.update import OptimizerSpec, new_master, publish, update
+
+COMPILER_OPTIONS = {"gpu": {"xla_gpu_enable_triton_gemm": False}, "cpu": {}}
+"""Per platform. With Triton products a scan over stacked weights copies every layer's slice on the GPU."""
+
+WEIGHT_SPECS = {
+    "qkv": P(None, None, TP_AXIS),
+    "qkv_bias": P(None, TP_AXIS),
+    "o": P(None, TP_AXIS, None),
+    "gate_up": P(None, None, TP_AXIS),
+    "down": P(None, TP_AXIS, None),
+}
+POOL_SPEC = P(None, None, None, TP_AXIS)
+
+
+@dataclass(frozen=True)
+class JobShape:
+    """What of a finetuning job decides a program's shape.
+
+    Attributes:
+        rank: columns of the master, a multiple of 8.
+    """
+
+    rank: int
+    modules: tuple[str, ...] = MODULES
+    dropout: bool = False
+
+
+@dataclass
+class Compiled:
+    """A compiled program and how long compiling took, in seconds."""
+
+    call: Callable
+    seconds: float
+    memory: object
+
+    def __call__(self, *args):
+        return self.call(*args)
+
+
+class Programs:
+    """Compiles each program on first use and keeps it; `forward` layouts are compiled at start.
+
+    Args:
+        definition: graph definition of the decoder.
+        weights: its state, or the shapes of it.
+        mesh: one axis, ``tp``.
+    """
+
+    def __init__(self, definition: nnx.GraphDef, weights: nnx.State, dims: Dimensions, kernels: Kernels, mesh: Mesh):
+        self.definition, self.dims, self.kernels, self.mesh = definition, dims, kernels, mesh
+        self.weights = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype), weights)
+        self.options = COMPILER_OPTIONS[mesh.devices.flat[0].platform]
+        self.compiled: dict[tuple, Compiled] = {}
+        self._compiling = threading.RLock()
+
+    #            program                                  called per
+    def forward(self, layout: SlotLayout) -> Compiled:  # iteration
+        body = functools.partial(forward, self.definition, self.dims, layout, self.kernels)
+        shapes = (self.weights, stack_shapes(self.dims), pool_shape(self.dims), row_shapes(self.dims))
+        batch = self._batch(forward_fields(self.dims, layout))
+        specs = (weight_specs(self.weights), stack_specs(), POOL_SPEC, RowState(P(), P()), P())
+        out = (POOL_SPEC, RowState(P(), P()), P())
+        return self._compile(("forward", layout), body, (*shapes, batch), specs, out, donated=(2, 3))
+
+    def loss(self, job: JobShape) -> Compiled:  # window of a finished forward
+        body = functools.partial(loss_window, self.definition, self.dims, self.kernels)
+        gradients = gradient_shapes(self.dims, job.rank, job.modules)
+        shapes = (self.weights, pool_shape(self.dims), gradients, self._batch(loss_fields(self.dims)))
+        specs = (weight_specs(self.weights), POOL_SPEC, gradient_specs(job.modules), P())
+        return self._compile(("loss", job), body, shapes, specs, (gradient_specs(job.modules), P()), donated=(2,))
+
+    def backward(self, job: JobShape) -> Compiled:  # layer and window
+        body = functools.partial(backward_window, self.definition, self.dims, self.kernels, job.dropout)
+        gradients = gradient_shapes(self.dims, job.rank, job.modules)
+        master = Master(**adapter_shapes(self.dims, job.rank, job.modules, jnp.float32), optimizer=None)
+        shapes = (self.weights, master, pool_shape(self.dims), gradients, self._batch(backward_fields(self.dims)))
+        master_spec = Master(**factor_specs(job.modules), optimizer=None)
+        specs = (weight_specs(self.weights), master_spec, POOL_SPEC, gradient_specs(job.modules), P())
+        return self._compile(("backward", job), body, shapes, specs, (gradient_specs(job.modules), P()), donated=(3,))
+
+    def update(self, job: JobShape, spec: OptimizerSpec) -> Compiled:  # accumulation boundary
+        body = functools.partial(update, spec)
+        factors = adapter_shapes(self.dims, job.rank, job.modules, jnp.float32)
+        master = jax.eval_shape(functools.partial(new_master, spec), factors)
+        gradients = gradient_shapes(self.dims, job.rank, job.modules)
+        scalars = (jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32))
+        shapes = (master, gradients, stack_shapes(self.dims), *scalars)
+        key = ("update", job, spec)
+        specs = (master_specs(master, job.modules), gradient_specs(job.modules), stack_specs(), P(), P())
+        out = (*specs[:3], P())
+        return self._compile(key, body, shapes, specs, out, donated=(0, 1, 2), partitioned=True)
+
+    def publish(self, job: JobShape) -> Compiled:  # adapter loaded or handed over
+        factors = adapter_shapes(self.dims, job.rank, job.modules, jnp.float32)
+        shapes = (stack_shapes(self.dims), factors, jax.ShapeDtypeStruct((), jnp.int32))
+        specs = (stack_specs(), factor_specs(job.modules), P())
+        key = ("publish", job.rank, job.modules)
+        return self._compile(key, publish, shapes, specs, stack_specs(), donated=(0,), partitioned=True)
+
+    def zeros(self, shapes, kind: str):
+        """Zeroed arrays of these shapes, made where they live. ``kind``: "pool", "rows", "stack" or "gradients"."""
+        specs = {"pool": lambda: POOL_SPEC, "rows": lambda: RowState(P(), P()), "stack": stack_specs}
+        spec = gradient_specs(tuple(shapes.a)) if kind == "gradients" else specs[kind]()
+        make = lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        return jax.jit(make, out_shardings=self._shardings(spec))()
+
+    def place_master(self, master: Master, job: JobShape) -> Master:
+        return jax.device_put(master, self._shardings(master_specs(master, job.modules)))
+
+    def place_factors(self, factors: dict, job: JobShape) -> dict:
+        return jax.device_put(factors, self._shardings(factor_specs(job.modules)))
+
+    def place_weight(self, name: str, value) -> jax.Array:
+        """One loaded weight ("layers.qkv") on its device or devices."""
+        spec = WEIGHT_SPECS.get(name.rpartition(".")[2], P())
+        return jax.device_put(value, NamedSharding(self.mesh, spec))
+
+    def weight_shardings(self):
+        return self._shardings(weight_specs(self.weights))
+
+    def _shardings(self, specs):
+        return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), specs, is_leaf=is_spec)
+
+    def _batch(self, fields) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((packed_words(fields),), jnp.int32)
+
+    def _compile(self, key, body, shapes, specs, out_specs, donated, partitioned=False) -> Compiled:
+        """Lower and compile ahead of time. ``partitioned``: no collectives of its own, the compiler partitions it."""
+        if key in self.compiled:
+            return self.compiled[key]
+        with self._compiling:
+            started = time.perf_counter()
+            if self.dims.tp > 1 and not partitioned:
+                body = jax.shard_map(body, mesh=self.mesh, in_specs=specs, out_specs=out_specs, check_vma=False)
+            shardings = dict(in_shardings=self._shardings(specs), out_shardings=self._shardings(out_specs))
+            jitted = jax.jit(body, donate_argnums=donated, **shardings)
+            compiled = jitted.lower(*shapes).compile(compiler_options=self.options)
+            self.compiled[key] = Compiled(compiled, time.perf_counter() - started, compiled.memory_analysis())
+        return self.compiled[key]
+
+
+def is_spec(x) -> bool:
+    return isinstance(x, P)
+
+
+def weight_specs(weights: nnx.State) -> nnx.State:
+    """How each weight is cut over shards, by its name; what the table does not list is replicated."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: WEIGHT_SPECS.get(weight_name(path), P()), weights)
+
+
+def weight_name(path) -> str:
+    """Last attribute name on a state path, "qkv" for layers.qkv."""
+    return [str(getattr(k, "key", "")) for k in path if isinstance(getattr(k, "key", None), str)][-1]
+
+
+def factor_specs(modules=MODULES) -> dict[str, dict[str, P]]:
+    """Each LoRA factor follows the backbone's sharding at its outer end and is whole at its rank end."""
+    a = {name: P(None, TP_AXIS, None) if name in ROW_PARALLEL else P() for name in modules}
+    b = {name: P() if name in ROW_PARALLEL else P(None, None, TP_AXIS) for name in modules}
+    return {"a": a, "b": b}
+
+
+def stack_specs() -> AdapterStack:
+    return AdapterStack(**factor_specs())
+
+
+def gradient_specs(modules) -> Gradients:
+    partial = {
+        factor: {name: P(TP_AXIS) if summed_over_shards(name, factor) else spec for name, spec in specs.items()}
+        for factor, specs in factor_specs(modules).items()
+    }
+    return Gradients(**partial, hidden=P(), d_k=P(None, TP_AXIS, None), d_v=P(None, TP_AXIS, None))
+
+
+def master_specs(master: Master, modules) -> Master:
+    """Moments are sharded as the factor they belong to; counters and factored statistics are replicated."""
+    specs = factor_specs(modules)
+    shapes = {(f, n): getattr(master, f)[n].shape for f in ("a", "b") for n in modules}
+
+    def moment_spec(path, leaf):
+        keys = tuple(k.key for k in path if isinstance(k, jax.tree_util.DictKey))[-2:]
+        return specs[keys[0]][keys[1]] if shapes.get(keys) == leaf.shape else P()
+
+    return Master(**specs, optimizer=jax.tree_util.tree_map_with_path(moment_spec, master.optimizer))

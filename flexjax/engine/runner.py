@@ -1,0 +1,155 @@
+"""Runner: owns the arrays on the device and turns an iteration into program calls. It decides nothing.
+
+Used from one thread only, the engine's. `dispatch` returns at once; `InFlight.wait` reads the results.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import jax
+import numpy as np
+
+from flexjax.engine.adapters import AdapterTable, AdapterVersion
+from flexjax.engine.batch import Serving, Training, backward_batch, forward_batch, loss_batch
+from flexjax.engine.programs import JobShape, Programs
+from flexjax.layout import SlotLayout
+from flexjax.scheduler.output import Iteration, Unit, UnitKind
+from flexjax.state import Gradients, Master, gradient_shapes, pool_shape, row_shapes, stack_shapes
+from flexjax.steps.forward import ForwardOutput
+from flexjax.steps.update import OptimizerSpec
+
+
+@dataclass
+class DeviceJob:
+    """A finetuning job's arrays and programs.
+
+    Attributes:
+        version: the private version whose range of the rank axis takes every update.
+    """
+
+    shape: JobShape
+    optimizer: OptimizerSpec
+    version: AdapterVersion
+    master: Master
+    gradients: Gradients
+
+
+@dataclass
+class InFlight:
+    """An iteration on the device.
+
+    Attributes:
+        losses: (unit, float32 scalar) per loss window; norms: job -> gradient norm of its update.
+        fence: done when the last program of the iteration is.
+        seconds: what it took, set by `wait`.
+    """
+
+    iteration: Iteration
+    started: float
+    output: ForwardOutput | None = None
+    losses: list[tuple[Unit, jax.Array]] = field(default_factory=list)
+    norms: dict[str, jax.Array] = field(default_factory=dict)
+    fence: jax.Array | None = None
+    forward_seconds: float = 0.0
+    seconds: float = 0.0
+
+    def wait_forward(self, previous_end: float, clock: Callable[[], float]) -> dict[int, int]:
+        """Block until the forward step is done; row -> sampled token."""
+        if self.output is None:
+            return {}
+        tokens = np.asarray(self.output.tokens)
+        self.forward_seconds = clock() - max(self.started, previous_end)
+        return {row: int(tokens[row]) for row, _, _ in self.iteration.sampled_rows}
+
+    def wait(self, previous_end: float, clock: Callable[[], float]) -> float:
+        """Block until everything is done; returns the end on the engine's clock."""
+        if self.fence is not None:
+            self.fence.block_until_ready()
+        end = clock()
+        self.seconds = end - max(self.started, previous_end)
+        return end
+
+
+class Runner:
+    """Device state and its programs.
+
+    Args:
+        weights: the base model's state, on the device.
+        clock: seconds, the engine's.
+    """
+
+    def __init__(self, programs: Programs, weights, clock: Callable[[], float] = time.perf_counter):
+        self.programs, self.weights, self.clock = programs, weights, clock
+        dims = programs.dims
+        self.stack = programs.zeros(stack_shapes(dims), "stack")
+        self.pool = programs.zeros(pool_shape(dims), "pool")
+        self.rows = programs.zeros(row_shapes(dims), "rows")
+        self.jobs: dict[str, DeviceJob] = {}
+
+    def dispatch(
+        self,
+        iteration: Iteration,
+        serving: Mapping[int, Serving],
+        training: Mapping[int, Training],
+        adapters: AdapterTable,
+        learning_rates: Mapping[str, float],
+    ) -> InFlight:
+        """Enqueue the iteration's programs. ``learning_rates``: job -> rate of its next update."""
+        flight = InFlight(iteration, started=self.clock())
+        if iteration.layout is not None:
+            batch = forward_batch(self.programs.dims, iteration, serving, training, adapters)
+            flight.output = self.forward(iteration.layout, batch)
+            flight.fence = flight.output.tokens
+        for unit in iteration.units:
+            self._dispatch_unit(flight, unit, training.get(unit.microbatch), learning_rates)
+        return flight
+
+    def forward(self, layout: SlotLayout, batch: np.ndarray) -> ForwardOutput:
+        program = self.programs.forward(layout)
+        self.pool, self.rows, output = program(self.weights, self.stack, self.pool, self.rows, batch)
+        return output
+
+    def _dispatch_unit(self, flight: InFlight, unit: Unit, training: Training | None, learning_rates) -> None:
+        job = self.jobs[unit.job]
+        if unit.kind is UnitKind.LOSS:
+            flight.fence = self.loss(job, loss_batch(self.programs.dims, training, unit.window))
+            flight.losses.append((unit, flight.fence))
+        elif unit.kind is UnitKind.BACKWARD:
+            batch = backward_batch(self.programs.dims, training, unit.layer, unit.window)
+            flight.fence = self.backward(job, batch)
+        else:
+            flight.fence = flight.norms[unit.job] = self.update(job, learning_rates[unit.job])
+
+    def loss(self, job: DeviceJob, batch: np.ndarray) -> jax.Array:
+        program = self.programs.loss(job.shape)
+        job.gradients, loss = program(self.weights, self.pool, job.gradients, batch)
+        return loss
+
+    def backward(self, job: DeviceJob, batch: np.ndarray) -> jax.Array:
+        program = self.programs.backward(job.shape)
+        master = Master(job.master.a, job.master.b, None)
+        job.gradients, fence = program(self.weights, master, self.pool, job.gradients, batch)
+        return fence
+
+    def update(self, job: DeviceJob, learning_rate: float) -> jax.Array:
+        program = self.programs.update(job.shape, job.optimizer)
+        scalars = np.float32(learning_rate), np.int32(job.version.first_column)
+        job.master, job.gradients, self.stack, norm = program(job.master, job.gradients, self.stack, *scalars)
+        return norm
+
+    def add_job(self, name: str, shape: JobShape, optimizer: OptimizerSpec, version, master: Master) -> DeviceJob:
+        """Give a job its arrays and publish its starting point into its version's range."""
+        gradients = self.programs.zeros(gradient_shapes(self.programs.dims, shape.rank, shape.modules), "gradients")
+        master = self.programs.place_master(master, shape)
+        self.jobs[name] = DeviceJob(shape, optimizer, version, master, gradients)
+        self.publish({"a": master.a, "b": master.b}, shape, version)
+        return self.jobs[name]
+
+    def publish(self, factors: dict, shape: JobShape, version: AdapterVersion) -> None:
+        """Write adapter factors, {"a": module -> [layers, in, r], "b": ...} float32, where the version lies."""
+        program = self.programs.publish(shape)
+        self.stack = program(self.stack, factors, np.int32(version.first_column))
+
+    def drop_job(self, name: str) -> None:
+        del self.jobs[name]

@@ -1,0 +1,180 @@
+"""Start-up: from a configuration to a loop that is ready to run. Shows what it does and how long it takes."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import jax
+import numpy as np
+
+from flexjax.config import EngineConfig
+from flexjax.engine.adapters import AdapterTable
+from flexjax.engine.machine import device_mesh, memory_limit, use_compilation_cache
+from flexjax.engine.programs import JobShape, Programs
+from flexjax.engine.runner import Runner
+from flexjax.fields import ConfigError
+from flexjax.layout import PAGE_TOKENS, SlotLayout, tiles_for
+from flexjax.memory import MemoryPlan, plan_memory
+from flexjax.models.build import abstract_decoder, dtype_of, dummy_weights, place_weights
+from flexjax.models.config import ModelConfig
+from flexjax.scheduler import LatencyModel, Policy, policy_from_name
+from flexjax.state import TAPE_NAMES, Dimensions, nbytes
+from flexjax.step_batch import backward_fields, forward_fields, host_batch, loss_fields
+from flexjax.steps.kernels import Kernels
+from flexjax.weights.source import ModelSource
+
+logger = logging.getLogger(__name__)
+
+
+def dimensions_of(config: EngineConfig, model: ModelConfig, tape: tuple[str, ...]) -> Dimensions:
+    """Every number that decides an array shape, but the pages; ``config`` is resolved."""
+    return Dimensions(
+        model=model,
+        dtype=dtype_of(config.dtype),
+        max_rows=config.max_rows,
+        context=tiles_for(config.max_model_len) * PAGE_TOKENS,
+        pages=0,
+        rank_capacity=config.adapter_rank_capacity,
+        adapters=config.max_adapters + 1,
+        microbatch=config.microbatch_tokens,
+        window=config.backward_window,
+        tape=tape,
+        tp=config.tp,
+    )
+
+
+def layouts_of(config: EngineConfig) -> list[SlotLayout]:
+    """Layouts compiled at start: every row size decoding alone, and beside every chunk size with and without a tape."""
+    decode = [SlotLayout(rows) for rows in config.row_sizes]
+    chunks = [(rows, chunk) for rows in config.row_sizes for chunk in config.chunk_sizes]
+    return decode + [SlotLayout(rows, chunk, tape=tape) for rows, chunk in chunks for tape in (False, True)]
+
+
+def variants(layouts: Iterable[SlotLayout], **flags: bool) -> list[SlotLayout]:
+    """The layouts with further flags set, where they can have them."""
+    needs_chunk = flags.get("prompt_logprobs") or flags.get("dropout")
+    chosen = [each for each in layouts if (each.chunk or not needs_chunk) and (each.tape or not flags.get("dropout"))]
+    return list(dict.fromkeys(replace(each, **flags) for each in chosen))
+
+
+def policy_of(config: EngineConfig) -> Policy:
+    """The configured policy; co-serving without an objective finetunes flat out."""
+    options = config.options
+    if config.policy != "co_serve":
+        return policy_from_name(config.policy, **options)
+    if config.tpot_objective_ms is None:
+        return policy_from_name("flat_out", **options)
+    options = {"objective": config.tpot_objective_ms / 1e3, "margin": config.objective_margin, **options}
+    if config.ttft_objective_ms is not None:
+        options["ttft"] = config.ttft_objective_ms / 1e3
+    return policy_from_name("co_serve", **options)
+
+
+def resolve_tape(config: EngineConfig) -> tuple[str, ...]:
+    """Names a tape keeps, in the order of the layer."""
+    if config.tape == "auto":
+        return ("x", "q", "attention", "gate", "up")
+    unknown = [name for name in config.tape if name not in TAPE_NAMES]
+    if unknown or "x" not in config.tape:
+        raise ConfigError(f"tape is {list(config.tape)}; it needs 'x' and names of {', '.join(TAPE_NAMES)}")
+    return tuple(name for name in TAPE_NAMES if name in config.tape)
+
+
+def plan_pages(config: EngineConfig, dims: Dimensions, weight_bytes: int, temporaries: int) -> MemoryPlan:
+    return plan_memory(
+        dims,
+        weights=weight_bytes,
+        temporaries=temporaries,
+        limit=memory_limit(config),
+        jobs=config.max_running_jobs,
+        rank=config.adapter_rank_capacity // max(config.max_adapters, 1),
+        pages=config.pages,
+    )
+
+
+class Machine:
+    """What start-up builds: programs, device state and a calibrated latency model.
+
+    Args:
+        config: resolved for the model.
+        progress: called with a line of text at each step.
+    """
+
+    def __init__(self, config: EngineConfig, source: ModelSource, progress: Callable[[str], None]):
+        use_compilation_cache(config.compilation_cache)
+        self.config, self.progress = config, progress
+        mesh = device_mesh(config.tp)
+        definition, shapes = abstract_decoder(source.config, dtype_of(config.dtype), config.tp)
+        dims = dimensions_of(config, source.config, resolve_tape(config))
+        self.plan = plan_pages(config, dims, nbytes(shapes) // config.tp, temporaries=0)
+        programs = Programs(definition, shapes, replace(dims, pages=self.plan.pages), Kernels(), mesh)
+        weights = self._weights(programs, source, shapes)
+        self.layouts = layouts_of(config)
+        self._compile(programs)
+        self.runner = Runner(programs, weights)
+        self.latency = LatencyModel()
+        calibrate_forward(self.runner, self.latency, self.layouts)
+
+    def _weights(self, programs: Programs, source: ModelSource, shapes):
+        started = time.perf_counter()
+        config, dtype = self.config, dtype_of(self.config.dtype)
+        if config.load_format == "dummy":
+            weights = dummy_weights(source.config, dtype, config.tp, config.seed, programs.weight_shardings())
+        else:
+            weights = place_weights(shapes, source.load_weights(dtype, config.tp), programs.place_weight)
+        jax.block_until_ready(weights)
+        self.progress(f"weights: {nbytes(shapes) / 2**20:,.0f} MiB in {time.perf_counter() - started:.1f} s")
+        return weights
+
+    def _compile(self, programs: Programs) -> None:
+        started = time.perf_counter()
+        for number, layout in enumerate(self.layouts, 1):
+            seconds = programs.forward(layout).seconds
+            self.progress(f"compiled {number} of {len(self.layouts)}: {describe(layout)} in {seconds:.1f} s")
+        self.progress(f"{len(self.layouts)} programs ready in {time.perf_counter() - started:.1f} s")
+
+
+def describe(layout: SlotLayout) -> str:
+    flags = [name for name in ("tape", "dropout", "logprobs", "prompt_logprobs") if getattr(layout, name)]
+    return " ".join([f"forward {layout.rows} rows", *([f"+ {layout.chunk} chunk slots"] if layout.chunk else []), *flags])
+
+
+def calibrate_forward(runner: Runner, latency: LatencyModel, layouts: Iterable[SlotLayout]) -> None:
+    """Time every layout with little and with much context; best of a few, after one that is not counted."""
+    dims = runner.programs.dims
+    for layout in layouts:
+        for context in (1, dims.context // 2):
+            packed, batch = host_batch(forward_fields(dims, layout))
+            batch.row_position[:] = context - 1
+            tokens = layout.rows * context
+            if layout.chunk:
+                batch.tile_length[:] = PAGE_TOKENS
+                batch.tile_position[:] = (context - 1) // PAGE_TOKENS * PAGE_TOKENS
+                tokens += layout.tiles * (int(batch.tile_position[0]) + PAGE_TOKENS)
+            seconds = best_of(lambda p=packed, each=layout: runner.forward(each, p).tokens)
+            latency.calibrate(("forward", layout), seconds, tokens)
+
+
+def calibrate_job(runner: Runner, latency: LatencyModel, name: str) -> None:
+    """Time a job's loss and backward programs on an idle window, which adds nothing to its gradients."""
+    dims, job = runner.programs.dims, runner.jobs[name]
+    packed, _ = host_batch(loss_fields(dims))
+    latency.calibrate(("loss", dims.window), best_of(lambda: runner.loss(job, packed)))
+    packed, _ = host_batch(backward_fields(dims))
+    latency.calibrate(("backward", dims.window), best_of(lambda: runner.backward(job, packed)))
+
+
+def best_of(call: Callable, repeats: int = 3) -> float:
+    """Least seconds of a call, after one that is not counted."""
+    times = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        np.asarray(call())
+        times.append(time.perf_counter() - started)
+    return min(times[1:])
+
+
+def compile_job(programs: Programs, shape: JobShape, optimizer) -> None:
+    """Compile a job's programs before it meets the engine's thread."""
+    programs.loss(shape), programs.backward(shape), programs.update(shape, optimizer), programs.publish(shape)

@@ -1,0 +1,259 @@
+"""Trainer: finetuning jobs between their data, the scheduler and the device. Runs on the engine's thread.
+
+A job's life here: prepared (data read) → admitted (master and gradients on the device, a private adapter version) →
+its microbatches offered to the scheduler one after another → results recorded → finished (the version is announced
+under the job's name, or given up).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from flexjax.engine.adapters import AdapterTable, AdapterVersion, NoRoomForAdapter
+from flexjax.engine.batch import Training
+from flexjax.engine.programs import JobShape
+from flexjax.engine.runner import InFlight, Runner
+from flexjax.finetuning.job import FinetuneJob, JobStatus
+from flexjax.finetuning.job_queue import JobQueue
+from flexjax.finetuning.job_run import JobRun
+from flexjax.finetuning.packing import PackedMicrobatch
+from flexjax.scheduler.cursor import Microbatch
+from flexjax.scheduler.output import Completion, Iteration, UnitKind
+from flexjax.scheduler.scheduler import Scheduler
+from flexjax.state import padded_rank
+from flexjax.steps.update import OptimizerSpec, new_master
+from flexjax.weights.adapter import LoraAdapter
+
+
+@dataclass(eq=False)
+class Job:
+    """A job that the engine knows.
+
+    Attributes:
+        adapter: where it starts from.
+        losses: of the group being read, by (microbatch, window); norm: of its update, once read.
+        packed: microbatches whose results are still to be read, by id.
+        current: the one that still has units to dispatch.
+        steps: optimizer steps dispatched.
+    """
+
+    run: JobRun
+    adapter: LoraAdapter
+    losses: dict[tuple[int, int], float] = field(default_factory=dict)
+    norm: float | None = None
+    packed: dict[int, PackedMicrobatch] = field(default_factory=dict)
+    current: Microbatch | None = None
+    steps: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.run.job.name
+
+
+class Trainer:
+    """Owns the job queue.
+
+    Args:
+        announce: called with (version, trained adapter) when a job succeeds; makes the version serve.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        scheduler: Scheduler,
+        adapters: AdapterTable,
+        max_running: int,
+        announce: Callable[[AdapterVersion, LoraAdapter], None],
+    ):
+        self.runner, self.scheduler, self.adapters, self.announce = runner, scheduler, adapters, announce
+        self.queue = JobQueue(max_running)
+        self.jobs: dict[str, Job] = {}
+        self.training: dict[int, Training] = {}
+        self._next_id = 0
+
+    def submit(self, run: JobRun, adapter: LoraAdapter) -> None:
+        self.queue.submit(run)
+        self.jobs[run.job.name] = Job(run, adapter)
+
+    def offer(self) -> None:
+        """Start queued jobs, and hand the scheduler the next microbatch of every job that has none in flight."""
+        for run in self.queue.admit():
+            self._start(self.jobs[run.job.name])
+        for job in self._wanting():
+            packed = job.run.peek()
+            if self._ready(job, packed):
+                self._offer_microbatch(job, packed)
+
+    def _wanting(self) -> list[Job]:
+        """Running jobs with data left and no microbatch to schedule."""
+        running = [self.jobs[run.job.name] for run in self.queue.running() if not run.exhausted]
+        return [job for job in running if job.current is None]
+
+    def _ready(self, job: Job, packed: PackedMicrobatch) -> bool:
+        """An evaluation reads the losses of its own group only, so it waits for the results before it."""
+        return not packed.evaluation or job.run.settled or packed.index > 0
+
+    def _start(self, job: Job) -> None:
+        spec, shape = optimizer_of(job.run), shape_of(job.run.job, job.adapter)
+        try:
+            version = self.adapters.place(job.name, shape.rank, job.adapter.scale)
+        except NoRoomForAdapter as error:
+            job.run.fail(str(error))
+            return
+        master = new_master(spec, self.runner.programs.place_factors(padded_factors(job.adapter, shape.rank), shape))
+        self.runner.add_job(job.name, shape, spec, version, master)
+        self.scheduler.set_job(job.name, job.run.job.weight)
+
+    def _offer_microbatch(self, job: Job, packed: PackedMicrobatch) -> None:
+        dims, device_job = self.runner.programs.dims, self.runner.jobs[job.name]
+        self._next_id += 1
+        microbatch = Microbatch(
+            id=self._next_id,
+            job=job.name,
+            lengths=packed.lengths,
+            window=dims.window,
+            layers=dims.model.num_layers,
+            lowest_layer=0 if packed.evaluation else lowest_adapted_layer(job.adapter),
+            pages_per_block=2 if packed.evaluation else dims.pages_per_block,
+            closes_group=packed.closes_group,
+            evaluation=packed.evaluation,
+            adapter_version=device_job.version.version,
+            dropout=device_job.shape.dropout and not packed.evaluation,
+        )
+        try:
+            if not self.scheduler.try_add_microbatch(microbatch):
+                return
+        except ValueError as error:  # it could never run
+            job.run.fail(str(error), step=packed.step + 1, lines=packed.lines)
+            self._finish_if_done(job)
+            return
+        job.current, job.packed[microbatch.id] = microbatch, packed
+        self.training[microbatch.id] = Training(
+            packed,
+            self.scheduler.microbatch_pages(microbatch.id),
+            self.adapters.pin(device_job.version),
+            dropout=0.0 if packed.evaluation else job.run.job.dropout,
+            seed=hash((job.run.job.seed, packed.step, packed.index)) & 0xFFFFFFFF,
+        )
+
+    def learning_rates(self, iteration: Iteration) -> dict[str, float]:
+        """Rate of each update in the iteration."""
+        jobs = {unit.job for unit in iteration.units if unit.kind is UnitKind.UPDATE}
+        return {name: self.jobs[name].run.learning_rate(self.jobs[name].steps) for name in jobs}
+
+    def scheduled(self, iteration: Iteration) -> None:
+        """A tape that was dropped begins again, in other pages."""
+        for segment in iteration.windows:
+            if segment.block == 0:
+                pages = self.scheduler.microbatch_pages(segment.microbatch)
+                self.training[segment.microbatch] = replace(self.training[segment.microbatch], pages=pages)
+
+    def dispatched(self, iteration: Iteration) -> None:
+        """The iteration is on the device: a job whose microbatch has its last unit in it moves on."""
+        for unit in iteration.units:
+            job = self.jobs[unit.job]
+            job.steps += unit.kind is UnitKind.UPDATE
+            if job.current is not None and unit == job.current.last_unit:
+                job.current = None
+                job.run.advance()
+
+    def completed(self, flight: InFlight, completion: Completion) -> None:
+        """Read the iteration's results; record steps; finish jobs that are done."""
+        for unit, loss in flight.losses:
+            self.jobs[unit.job].losses[unit.microbatch, unit.window] = float(loss)
+        for name, norm in flight.norms.items():
+            self.jobs[name].norm = float(norm)
+        for identifier in completion.microbatches:
+            self._settle(identifier)
+        for job in list(self.jobs.values()):
+            self._finish_if_done(job)
+
+    def _settle(self, identifier: int) -> None:
+        """A microbatch is done: give back its pin; if it closed a group, record the group's result."""
+        training = self.training.pop(identifier)
+        self.adapters.unpin(training.adapter)
+        job = next(job for job in self.jobs.values() if identifier in job.packed)
+        packed = job.packed.pop(identifier)
+        if not packed.closes_group or job.run.status.final:
+            return
+        loss = sum(job.losses.values())
+        job.losses.clear()
+        if packed.evaluation:
+            job.run.record_evaluation(loss)
+        else:
+            job.run.record_step(loss, job.norm)
+
+    def _finish_if_done(self, job: Job) -> None:
+        run = job.run
+        if job.name not in self.runner.jobs:
+            return
+        if run.status.final:
+            self._stop(job)
+            self.adapters.discard(self.runner.jobs[job.name].version)
+            self.runner.drop_job(job.name)
+        elif run.status is JobStatus.RUNNING and run.exhausted and run.settled and not job.packed:
+            trained = self.trained_adapter(job)
+            version = self.runner.jobs[job.name].version
+            self.runner.drop_job(job.name)
+            self.announce(version, trained)
+            run.succeed()
+
+    def trained_adapter(self, job: Job) -> LoraAdapter:
+        """The job's master as it is now, on the host."""
+        master, rank = self.runner.jobs[job.name].master, job.adapter.rank
+        factors = {n: (np.asarray(master.a[n])[:, :, :rank], np.asarray(master.b[n])[:, :rank]) for n in master.a}
+        return job.adapter.with_weights(factors)
+
+    @property
+    def wants_turn(self) -> bool:
+        """Some job could be started, or has a microbatch to offer."""
+        return bool(self._wanting()) or self.queue.can_admit
+
+    def abandon(self, failure: BaseException | None) -> None:
+        """The engine stops: jobs that have not ended cannot go on."""
+        for job in self.jobs.values():
+            if not job.run.status.final:
+                job.run.fail(f"the engine stopped: {failure}") if failure is not None else job.run.cancel()
+
+    def cancel(self, name: str) -> None:
+        self.jobs[name].run.cancel()
+        self._finish_if_done(self.jobs[name])
+
+    def pause(self, name: str) -> None:
+        self.jobs[name].run.pause()
+        self.scheduler.set_job(name, self.jobs[name].run.job.weight, paused=True)
+
+    def resume(self, name: str) -> None:
+        self.jobs[name].run.resume()
+        self.scheduler.set_job(name, self.jobs[name].run.job.weight, paused=False)
+
+    def _stop(self, job: Job) -> None:
+        """Give up what a job has on its way."""
+        self.scheduler.cancel_job(job.name)
+        for identifier in job.packed:
+            self.adapters.unpin(self.training.pop(identifier).adapter)
+        job.packed.clear()
+        job.current = None
+
+
+def optimizer_of(run: JobRun) -> OptimizerSpec:
+    return OptimizerSpec(run.job.optimizer, run.job.weight_decay, run.job.max_grad_norm)
+
+
+def shape_of(job: FinetuneJob, adapter: LoraAdapter) -> JobShape:
+    return JobShape(padded_rank(adapter.rank), adapter.target_modules, job.dropout > 0)
+
+
+def padded_factors(adapter: LoraAdapter, rank: int) -> dict[str, dict[str, np.ndarray]]:
+    """{"a": module -> [layers, in, rank], "b": module -> [layers, rank, out]}, zero beyond the adapter's own rank."""
+    extra = rank - adapter.rank
+    return {
+        "a": {name: np.pad(a, ((0, 0), (0, 0), (0, extra))) for name, (a, _) in adapter.weights.items()},
+        "b": {name: np.pad(b, ((0, 0), (0, extra), (0, 0))) for name, (_, b) in adapter.weights.items()},
+    }
+
+
+def lowest_adapted_layer(adapter: LoraAdapter) -> int:
+    """The backward pass ends there."""
+    return min(layer for terms in adapter.terms.values() for layer, term in enumerate(terms) if term is not None)

@@ -1,0 +1,98 @@
+"""MemoryPlan: every resident byte, before anything is allocated; decides how many pages there are."""
+
+import math
+from dataclasses import dataclass, replace
+
+from flexjax.layout import PAGE_TOKENS
+from flexjax.models.lora import MODULES
+from flexjax.state import Dimensions, adapter_shapes, gradient_shapes, nbytes, row_shapes, stack_shapes
+
+RESERVE = 0.02
+"""Share of the limit left to the runtime and to allocation granularity."""
+
+
+class OutOfMemory(ValueError):
+    """Something cannot fit; names the number and the setting that changes it."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes by purpose, on one device.
+
+    Attributes:
+        limit: bytes the engine may use.
+        fixed: (purpose, bytes) of all that is not pages.
+        page_bytes: bytes of one page in all layers.
+        pages: pages in the pool.
+    """
+
+    limit: int
+    fixed: tuple[tuple[str, int], ...]
+    page_bytes: int
+    pages: int
+
+    @property
+    def total(self) -> int:
+        return sum(size for _, size in self.fixed) + self.pages * self.page_bytes
+
+    def rows(self) -> list[tuple[str, int]]:
+        """(purpose, bytes) as a table prints them."""
+        pool = (f"pages ({self.pages} of {PAGE_TOKENS} tokens)", self.pages * self.page_bytes)
+        return [*self.fixed, pool, ("free", self.limit - self.total)]
+
+    def __str__(self) -> str:
+        lines = [f"{purpose:<40} {size / 2**20:>12,.1f} MiB" for purpose, size in self.rows()]
+        return "\n".join([*lines, f"{'limit':<40} {self.limit / 2**20:>12,.1f} MiB"])
+
+
+def pages_wanted(dims: Dimensions, jobs: int) -> int:
+    """Pages with which neither full rows nor full microbatches ever wait, and half as many again to keep prefixes."""
+    blocks = dims.microbatch // PAGE_TOKENS
+    busy = dims.max_rows * dims.context_pages + jobs * blocks * dims.pages_per_block
+    return math.ceil(1.5 * busy)
+
+
+def plan_memory(
+    dims: Dimensions, *, weights: int, temporaries: int, limit: int, jobs: int, rank: int, pages: int | None = None
+) -> MemoryPlan:
+    """Decide the number of pages.
+
+    Args:
+        dims: its ``pages`` is not read.
+        weights: bytes of the base model on this device.
+        temporaries: bytes of the largest compiled program's temporaries.
+        limit: bytes the engine may use on this device.
+        jobs: finetuning jobs that run at once; rank: columns of each one's adapter.
+        pages: the user's own number; None takes what there is, up to `pages_wanted`.
+
+    Raises:
+        OutOfMemory: not even one longest sequence fits.
+    """
+    gradients = gradient_shapes(dims, rank, MODULES)
+    master = nbytes(adapter_shapes(dims, rank, MODULES, "float32"))
+    fixed = (
+        ("weights", weights),
+        ("resident adapters", nbytes(stack_shapes(dims)) // dims.tp),
+        ("row state", nbytes(row_shapes(dims))),
+        (f"adapter masters and moments ({jobs} jobs)", 3 * jobs * master),
+        (f"gradients and accumulators ({jobs} jobs)", jobs * nbytes(gradients)),
+        ("temporaries of the largest program", temporaries),
+        ("reserve", int(limit * RESERVE)),
+    )
+    page_bytes = dims.page_bytes // dims.tp
+    left = limit - sum(size for _, size in fixed)
+    affordable = max(left // page_bytes, 0)
+    needed = dims.context_pages
+    chosen = min(affordable, pages_wanted(dims, jobs)) if pages is None else pages
+    if chosen > affordable or chosen < needed:
+        raise OutOfMemory(
+            f"{max(chosen, needed)} pages of {page_bytes:,} bytes are needed (one sequence of max_model_len = "
+            f"{dims.context} takes {needed}), but {affordable} fit into {limit:,} bytes after "
+            f"{limit - left:,} bytes for everything else; lower max_model_len, pages or "
+            "adapter_rank_capacity, or raise memory_bytes or memory_fraction"
+        )
+    return MemoryPlan(limit, fixed, page_bytes, int(chosen))
+
+
+def with_pages(dims: Dimensions, plan: MemoryPlan) -> Dimensions:
+    return replace(dims, pages=plan.pages)

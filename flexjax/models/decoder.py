@@ -1,0 +1,133 @@
+"""The decoder: a stack of layers, each a few pure stages whose inputs have names.
+
+It knows tokens, positions, adapters and what attention returned; not pages, windows, requests or phases. The same
+stages serve requests and are pulled back, one by one, in a backward unit:
+
+    x --qkv--> q, k, v   [attention between stages]   x, attention --output--> mid
+    mid --mlp_input--> gate, up                       mid, gate, up --mlp_output--> x of the next layer
+
+Weights of all layers are stacked on a leading axis, so the layer index can be data. Under tensor parallelism
+(``tp`` > 1) the stages run inside `jax.shard_map` over the axis ``tp`` and see their shard of the weights.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from flexjax.models.config import ModelConfig
+from flexjax.models.layers import rms_norm, rotary_frequencies, rotate
+from flexjax.models.sharding import enter_shards, leave_shards
+
+
+def plus(y: jax.Array, delta: jax.Array | None) -> jax.Array:
+    return y if delta is None else y + delta
+
+
+class DecoderLayer(nnx.Module):
+    """One pre-norm transformer layer with grouped-query attention and SwiGLU.
+
+    Parameters (one layer, whole model): input_norm [d], qkv [d, (Hq + 2 Hkv) D], qkv_bias (optional), o [Hq D, d],
+    post_norm [d], gate_up [d, 2 ff], down [ff, d]. Fused columns are grouped by shard: [q_0|k_0|v_0|q_1|...].
+    """
+
+    def __init__(self, config: ModelConfig, dtype, tp: int, rngs: nnx.Rngs):
+        self.config, self.tp = config, tp
+        d, ff, heads = config.hidden_size, config.intermediate_size, config.num_heads + 2 * config.num_kv_heads
+        normal = lambda shape: nnx.Param(jax.random.normal(rngs.params(), shape, dtype) * shape[0] ** -0.5)
+        self.input_norm = nnx.Param(jnp.ones(d, dtype))
+        self.qkv = normal((d, heads * config.head_dim))
+        if config.attention_bias:
+            self.qkv_bias = nnx.Param(jnp.zeros(heads * config.head_dim, dtype))
+        self.o = normal((config.num_heads * config.head_dim, d))
+        self.post_norm = nnx.Param(jnp.ones(d, dtype))
+        self.gate_up = normal((d, 2 * ff))
+        self.down = normal((ff, d))
+
+    def qkv_stage(self, x: jax.Array, positions: jax.Array, adapter) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """x [T, d], positions [T] -> q [T, Hq, D], k and v [T, Hkv, D], rotated; local heads."""
+        config = self.config
+        h = self._replicated(rms_norm(x, self.input_norm[...], config.rms_norm_eps))
+        fused = h @ self.qkv[...]
+        if config.attention_bias:
+            fused = fused + self.qkv_bias[...]
+        q_width, kv_width = self.query_heads * config.head_dim, self.kv_heads * config.head_dim
+        q, k, v = jnp.split(fused, [q_width, q_width + kv_width], axis=-1)
+        q, k, v = plus(q, adapter("q_proj", h)), plus(k, adapter("k_proj", h)), plus(v, adapter("v_proj", h))
+        q, k, v = (y.reshape(len(x), -1, config.head_dim) for y in (q, k, v))
+        frequencies = rotary_frequencies(config)
+        return rotate(q, positions, frequencies), rotate(k, positions, frequencies), v
+
+    def output_stage(self, x: jax.Array, attention: jax.Array, adapter) -> jax.Array:
+        """x [T, d], attention [T, Hq, D] -> x plus the projected attention, [T, d]."""
+        flat = attention.reshape(len(x), -1)
+        return x + self._reduced(plus(flat @ self.o[...], adapter("o_proj", flat)))
+
+    def mlp_input_stage(self, mid: jax.Array, adapter) -> tuple[jax.Array, jax.Array]:
+        """mid [T, d] -> gate and up, each [T, ff] (local columns)."""
+        h = self._replicated(rms_norm(mid, self.post_norm[...], self.config.rms_norm_eps))
+        gate, up = jnp.split(h @ self.gate_up[...], 2, axis=-1)
+        return plus(gate, adapter("gate_proj", h)), plus(up, adapter("up_proj", h))
+
+    def mlp_output_stage(self, mid: jax.Array, gate: jax.Array, up: jax.Array, adapter) -> jax.Array:
+        """mid [T, d], gate and up [T, ff] -> the layer's output, [T, d]."""
+        h = jax.nn.silu(gate) * up
+        return mid + self._reduced(plus(h @ self.down[...], adapter("down_proj", h)))
+
+    @property
+    def query_heads(self) -> int:
+        return self.config.num_heads // self.tp
+
+    @property
+    def kv_heads(self) -> int:
+        return self.config.num_kv_heads // self.tp
+
+    def _replicated(self, h: jax.Array) -> jax.Array:
+        return h if self.tp == 1 else enter_shards(h)
+
+    def _reduced(self, y: jax.Array) -> jax.Array:
+        return y if self.tp == 1 else leave_shards(y)
+
+
+class Decoder(nnx.Module):
+    """Embedding, stacked layers, final norm and head (the embedding itself when tied).
+
+    Attributes:
+        layers: a `DecoderLayer` whose parameters carry a leading axis over layers.
+    """
+
+    def __init__(self, config: ModelConfig, dtype, tp: int, rngs: nnx.Rngs):
+        self.config = config
+        shape = (config.vocab_size, config.hidden_size)
+        self.embed = nnx.Param(jax.random.normal(rngs.params(), shape, dtype) * 0.02)
+        stack = nnx.vmap(lambda r: DecoderLayer(config, dtype, tp, r), in_axes=0)
+        self.layers = stack(rngs.split(config.num_layers))
+        self.norm = nnx.Param(jnp.ones(config.hidden_size, dtype))
+        if not config.tie_word_embeddings:
+            self.head = nnx.Param(jax.random.normal(rngs.params(), shape[::-1], dtype) * 0.02)
+
+    def embedded(self, tokens: jax.Array) -> jax.Array:
+        """tokens [T] int32 -> [T, d]."""
+        return self.embed[...][tokens]
+
+    def final_norm(self, x: jax.Array) -> jax.Array:
+        return rms_norm(x, self.norm[...], self.config.rms_norm_eps)
+
+    @property
+    def head_weight(self) -> jax.Array:
+        """[vocab, d] when tied, [d, vocab] otherwise (see `head_transposed`)."""
+        return self.embed[...] if self.head_transposed else self.head[...]
+
+    @property
+    def head_transposed(self) -> bool:
+        return self.config.tie_word_embeddings
+
+    def logits(self, x: jax.Array) -> jax.Array:
+        """Last hidden state [N, d], before the final norm -> logits [N, vocab] float32."""
+        contraction = ((1,), (1,)) if self.head_transposed else ((1,), (0,))
+        return jax.lax.dot_general(
+            self.final_norm(x), self.head_weight, (contraction, ((), ())), preferred_element_type=jnp.float32
+        )
+
+    def layer_stack(self) -> tuple[nnx.GraphDef, nnx.State]:
+        """The definition of one layer and the state of all, each leaf with a leading axis over layers."""
+        return nnx.split(self.layers)

@@ -1,0 +1,138 @@
+"""LoRA: the one addition beside a frozen product, for many resident adapters at once or for the one being trained.
+
+An adapter is asked for its contribution by module name, ``adapter(name, x)``, and answers with an array to add or
+with None when it has nothing to add there.
+"""
+
+import functools
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import jax
+import jax.numpy as jnp
+
+from flexjax.models.config import ModelConfig
+from pallas_kernels import grouped_lora, grouped_lora_grad
+
+MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ROW_PARALLEL = frozenset({"o_proj", "down_proj"})
+"""Modules whose input is sharded under tensor parallelism; the others have their output sharded."""
+
+RANK_UNIT = 8
+"""The rank axis of resident adapters is handed out in units of this many columns."""
+
+
+def module_widths(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """(input width, output width) of every adaptable module, whole model (not per shard)."""
+    d, ff = config.hidden_size, config.intermediate_size
+    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    outputs = dict(q_proj=(d, q), k_proj=(d, kv), v_proj=(d, kv), o_proj=(q, d))
+    return {**outputs, "gate_proj": (d, ff), "up_proj": (d, ff), "down_proj": (ff, d)}
+
+
+def no_adapter(name: str, x: jax.Array) -> None:
+    """The adapter of a plain base-model pass."""
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """LoRA input dropout that can be repeated: the mask is a hash of (seed of the slot, layer, module, column).
+
+    Attributes:
+        seeds: [T] uint32, different for every (job, step, sequence, position).
+        rate: [T] float32, 0 for slots without dropout.
+        layer: scalar int32.
+    """
+
+    seeds: jax.Array
+    rate: jax.Array
+    layer: jax.Array
+
+    def __call__(self, name: str, x: jax.Array) -> jax.Array:
+        salt = jnp.uint32(MODULES.index(name)) + jnp.uint32(len(MODULES)) * self.layer.astype(jnp.uint32)
+        columns = mix(jnp.arange(x.shape[-1], dtype=jnp.uint32) + mix(salt) * jnp.uint32(0x9E3779B9))
+        bits = mix(mix(self.seeds)[:, None] ^ columns)
+        uniform = (bits >> 8).astype(jnp.float32) * (1.0 / (1 << 24))
+        kept = uniform >= self.rate[:, None]
+        return jnp.where(kept, x / (1 - self.rate[:, None]).astype(x.dtype), 0)
+
+
+def mix(bits: jax.Array) -> jax.Array:
+    """A bijective 32-bit mixing function (the finaliser of MurmurHash3)."""
+    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B)
+    bits = (bits ^ (bits >> 13)) * jnp.uint32(0xC2B2AE35)
+    return bits ^ (bits >> 16)
+
+
+@dataclass(frozen=True)
+class ResidentAdapters:
+    """One layer of every resident adapter; each slot of the token axis names the one it uses.
+
+    Attributes:
+        a: module -> [in, R]; b: module -> [R, out]; R is the flat rank axis all adapters share.
+        indices: [T] int32, adapter index per slot (0 none).
+        owner: [R / 8] int32, adapter index that owns each unit of the rank axis (0 nobody).
+        scale: [adapters] float32.
+        dropout: applied to the input of slots that ask for it.
+    """
+
+    a: MappingProxyType | dict
+    b: MappingProxyType | dict
+    indices: jax.Array
+    owner: jax.Array
+    scale: jax.Array
+    implementation: str
+    dropout: Dropout | None = None
+
+    def __call__(self, name: str, x: jax.Array) -> jax.Array:
+        x = x if self.dropout is None else self.dropout(name, x)
+        return grouped_lora(
+            x, self.a[name], self.b[name], self.indices, self.owner, self.scale, implementation=self.implementation
+        )
+
+
+@dataclass(frozen=True)
+class TrainedAdapter:
+    """One layer of the adapter being trained; differentiable in ``a`` and ``b`` (float32 masters, cast to x's dtype).
+
+    Attributes:
+        a: module -> [in, r] float32; b: module -> [r, out] float32; absent modules are not adapted.
+        scale: scalar float32.
+    """
+
+    a: dict[str, jax.Array]
+    b: dict[str, jax.Array]
+    scale: jax.Array
+    implementation: str
+    dropout: Dropout | None = None
+
+    def __call__(self, name: str, x: jax.Array) -> jax.Array | None:
+        if name not in self.a:
+            return None
+        x = x if self.dropout is None else self.dropout(name, x)
+        return single_lora(self.implementation, x, self.a[name], self.b[name], self.scale)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def single_lora(implementation: str, x: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
+    """x [T, in], a [in, r], b [r, out] float32, scale scalar -> (x A) scale B, [T, out] in x's dtype.
+
+    Rounds where `grouped_lora` rounds, so that a backward pass recomputes what the forward pass saw.
+    """
+    h = jnp.dot(x, a.astype(x.dtype), preferred_element_type=jnp.float32) * scale
+    return jnp.dot(h.astype(x.dtype), b.astype(x.dtype), preferred_element_type=jnp.float32).astype(x.dtype)
+
+
+def _single_lora_forward(implementation, x, a, b, scale):
+    return single_lora(implementation, x, a, b, scale), (x, a, b, scale)
+
+
+def _single_lora_backward(implementation, residuals, d_y):
+    x, a, b, scale = residuals
+    d_a, d_b, d_x = grouped_lora_grad(
+        x, d_y, a.astype(x.dtype), b.astype(x.dtype), scale, implementation=implementation
+    )
+    return d_x, d_a, d_b, jnp.zeros_like(scale)
+
+
+single_lora.defvjp(_single_lora_forward, _single_lora_backward)

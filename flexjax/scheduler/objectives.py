@@ -1,0 +1,80 @@
+"""The policies that co-serve: within a latency objective, at a price, or without either."""
+
+from flexjax.scheduler.policy import NOTHING, Policy, Share, View, positive, whole
+
+
+class CoServe(Policy):
+    """Requests first, finetuning in what the objective leaves: each iteration is planned below ``limit`` seconds.
+
+    While requests queue for want of rows and the first of them has used half its time to first token,
+    finetuning gets nothing: shorter iterations free rows sooner. Otherwise it gets eventual progress only
+    where there is room: an objective that decoding alone exceeds leaves none until the load falls.
+
+    Args:
+        objective: seconds per output token.
+        margin: fraction of the objective kept free for mispredictions.
+        ttft: objective for the time to first token, seconds.
+    """
+
+    def __init__(self, objective: float, margin: float = 0.1, ttft: float = 5.0):
+        self.objective = positive("objective", objective)
+        self.ttft = positive("ttft", ttft)
+        if not 0 <= margin < 1:
+            raise ValueError(f"margin is {margin}; it must be in [0, 1)")
+        self.margin = margin
+
+    @property
+    def limit(self) -> float:
+        """Predicted seconds that an iteration may take."""
+        return self.objective * (1 - self.margin)
+
+    def serve(self, view: View) -> Share:
+        return Share(limit=self.limit)
+
+    def finetune(self, view: View) -> Share:
+        late = view.oldest_arrival is not None and view.now - view.oldest_arrival > self.ttft / 2
+        pressed = view.serving_seconds and view.waiting and view.rows_full and late
+        return Share(limit=self.limit, tiles=0, units=0) if pressed else Share(limit=self.limit)
+
+
+class Price(Policy):
+    """Finetuning may make requests slower by at most ``percent`` of what they take alone, on average.
+
+    Time that was granted but not used is saved up to ``burst`` seconds, so that a unit longer than one
+    iteration's grant still comes through.
+
+    Args:
+        percent: finetuning seconds per hundred seconds of serving.
+        burst: most seconds saved, and the longest iteration while nobody is served.
+    """
+
+    def __init__(self, percent: float, burst: float = 0.1):
+        self.percent = positive("percent", percent)
+        self.burst = positive("burst", burst)
+        self._saved = 0.0
+
+    def serve(self, view: View) -> Share:
+        return Share()
+
+    def finetune(self, view: View) -> Share:
+        if not view.serving_seconds:
+            return Share(limit=self.burst)
+        granted = view.serving_seconds * self.percent / 100
+        self._saved = min(self._saved + granted, max(self.burst, granted))
+        return Share(limit=view.serving_seconds + self._saved)
+
+    def charge(self, seconds: float) -> None:
+        self._saved = max(0.0, self._saved - seconds)
+
+
+class FlatOut(Policy):
+    """No objective: requests first, then the largest window and up to ``units`` units in every iteration."""
+
+    def __init__(self, units: int = 32):
+        self.units = whole("units", units, 1)
+
+    def serve(self, view: View) -> Share:
+        return Share()
+
+    def finetune(self, view: View) -> Share:
+        return Share(units=self.units) if view.finetuning else NOTHING

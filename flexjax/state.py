@@ -1,0 +1,218 @@
+"""State: the few pytrees that live on the device between steps, cut by who writes them. Shapes first, arrays last.
+
+Everything here follows from `Dimensions`; the memory plan, the compiled programs and the allocation all read the same
+`jax.ShapeDtypeStruct` trees.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from flexjax.layout import PAGE_TOKENS
+from flexjax.models.config import ModelConfig
+from flexjax.models.lora import MODULES, RANK_UNIT, ROW_PARALLEL, module_widths
+
+TAPE_NAMES = ("x", "q", "attention", "mid", "gate", "up")
+"""Named inputs of the decoder's stages, in the order in which a layer makes them. "attention" carries its log-sum-exp."""
+
+
+@dataclass(frozen=True)
+class TapeLayout:
+    """Which named activations a tape keeps and where: each takes whole pages ("columns") per 64 tokens, in every layer.
+
+    Attributes:
+        names: a subset of TAPE_NAMES, in that order, with "x".
+        widths: values per token of each name (per shard).
+        row: values in a row of the page pool (per shard).
+    """
+
+    names: tuple[str, ...]
+    widths: tuple[int, ...]
+    row: int
+
+    @property
+    def columns(self) -> int:
+        return sum(self.span(name) for name in self.names)
+
+    def span(self, name: str) -> int:
+        """Pages that one name takes per 64 tokens."""
+        return -(-self.widths[self.names.index(name)] // self.row)
+
+    def first_column(self, name: str) -> int:
+        return sum(self.span(before) for before in self.names[: self.names.index(name)])
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """Every number that decides an array shape.
+
+    Attributes:
+        max_rows: seats in the running batch.
+        context: longest sequence in tokens, a multiple of 64.
+        pages: pages in the pool.
+        rank_capacity: length of the flat rank axis of resident adapters, a multiple of 8.
+        adapters: adapter indices, 0 (none) included.
+        microbatch: slots of the microbatch axis, a multiple of ``window``.
+        window: slots of a backward window, a multiple of 64.
+        tape: names a tape keeps.
+        tp: shards.
+    """
+
+    model: ModelConfig
+    dtype: Any
+    max_rows: int
+    context: int
+    pages: int
+    rank_capacity: int
+    adapters: int
+    microbatch: int
+    window: int
+    tape: tuple[str, ...]
+    tp: int = 1
+
+    @property
+    def context_pages(self) -> int:
+        return self.context // PAGE_TOKENS
+
+    @property
+    def page_row(self) -> int:
+        """Values in one row of the pool, whole model: keys and values of one token in one layer."""
+        return 2 * self.model.num_kv_heads * self.model.head_dim
+
+    @property
+    def tape_layout(self) -> TapeLayout:
+        model = self.model
+        heads = model.num_heads // self.tp
+        # bf16 keeps a float32 log-sum-exp as two halves
+        lse = heads * (2 if jnp.dtype(self.dtype).itemsize == 2 else 1)
+        ff, hidden = model.intermediate_size // self.tp, model.hidden_size // self.tp
+        attention = heads * model.head_dim
+        widths = dict(x=hidden, q=attention, attention=attention + lse, mid=hidden, gate=ff, up=ff)
+        return TapeLayout(self.tape, tuple(widths[n] for n in self.tape), self.page_row // self.tp)
+
+    @property
+    def pages_per_block(self) -> int:
+        """Pages that 64 tokens of a finetuning microbatch take: K/V, final hidden state, tape columns."""
+        return 2 + self.tape_layout.columns
+
+    @property
+    def page_bytes(self) -> int:
+        row_bytes = self.page_row * jnp.dtype(self.dtype).itemsize
+        return self.model.num_layers * PAGE_TOKENS * row_bytes
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class RowState:
+    """Per row of the running batch, written by `forward`.
+
+    Attributes:
+        last_token: [rows] int32, the row's newest token: its next input.
+        history: [rows, context] int32, the row's tokens by position; read by the sampling penalties.
+    """
+
+    last_token: jax.Array
+    history: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class AdapterStack:
+    """All resident adapter versions, written by `update` and `publish`.
+
+    Attributes:
+        a: module -> [layers, in, R]; b: module -> [layers, R, out], in the model's dtype.
+    """
+
+    a: dict[str, jax.Array]
+    b: dict[str, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Gradients:
+    """What a job's loss and backward units leave for the next unit and for the update.
+
+    Attributes:
+        a: module -> [layers, in, r] float32; b: module -> [layers, r, out] float32: sums since the last update. A
+            factor that shards replicate has a leading axis over shards, summed by the update (`summed_over_shards`).
+        hidden: [microbatch, d], cotangent of the output of the layer below the one just pulled back.
+        d_k: [microbatch, Hkv, D] float32, what later windows left for the keys of the current layer; d_v the same.
+    """
+
+    a: dict[str, jax.Array]
+    b: dict[str, jax.Array]
+    hidden: jax.Array
+    d_k: jax.Array
+    d_v: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Master:
+    """The float32 adapter under training and its optimizer state, written by `update` only.
+
+    Attributes:
+        a: module -> [layers, in, r] float32; b: module -> [layers, r, out] float32.
+        optimizer: optax state over {"a": a, "b": b}.
+    """
+
+    a: dict[str, jax.Array]
+    b: dict[str, jax.Array]
+    optimizer: Any
+
+
+def pool_shape(dims: Dimensions) -> jax.ShapeDtypeStruct:
+    """The page pool, [layers, pages, 64, row]."""
+    return jax.ShapeDtypeStruct((dims.model.num_layers, dims.pages, PAGE_TOKENS, dims.page_row), dims.dtype)
+
+
+def row_shapes(dims: Dimensions) -> RowState:
+    integers = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
+    return RowState(last_token=integers(dims.max_rows), history=integers(dims.max_rows, dims.context))
+
+
+def adapter_shapes(dims: Dimensions, rank: int, modules=MODULES, dtype=None) -> dict[str, dict]:
+    """{"a": module -> [layers, in, rank], "b": module -> [layers, rank, out]} in ``dtype`` (default: the model's)."""
+    widths, layers, dtype = module_widths(dims.model), dims.model.num_layers, dtype or dims.dtype
+    shape = lambda *s: jax.ShapeDtypeStruct((layers, *s), dtype)
+    return {
+        "a": {name: shape(widths[name][0], rank) for name in modules},
+        "b": {name: shape(rank, widths[name][1]) for name in modules},
+    }
+
+
+def stack_shapes(dims: Dimensions) -> AdapterStack:
+    return AdapterStack(**adapter_shapes(dims, dims.rank_capacity))
+
+
+def gradient_shapes(dims: Dimensions, rank: int, modules) -> Gradients:
+    model = dims.model
+    kv = jax.ShapeDtypeStruct((dims.microbatch, model.num_kv_heads, model.head_dim), jnp.float32)
+    hidden = jax.ShapeDtypeStruct((dims.microbatch, model.hidden_size), dims.dtype)
+    whole = adapter_shapes(dims, rank, modules, jnp.float32)
+    split = {
+        factor: {
+            name: jax.ShapeDtypeStruct((dims.tp, *s.shape), s.dtype) if summed_over_shards(name, factor) else s
+            for name, s in shapes.items()
+        }
+        for factor, shapes in whole.items()
+    }
+    return Gradients(**split, hidden=hidden, d_k=kv, d_v=kv)
+
+
+def summed_over_shards(module: str, factor: str) -> bool:
+    """Whether shards replicate this factor ("a" or "b"), so that each holds a part of its gradient's sum."""
+    return (factor == "b") == (module in ROW_PARALLEL)
+
+
+def padded_rank(rank: int) -> int:
+    """The rank as adapters store it: whole units of the flat rank axis, the surplus zero."""
+    return -(-rank // RANK_UNIT) * RANK_UNIT
+
+
+def nbytes(tree) -> int:
+    """Bytes of all arrays (or shapes) in a tree."""
+    return sum(x.size * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))

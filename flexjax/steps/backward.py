@@ -1,0 +1,171 @@
+"""The backward step: one layer, one window. One compiled program serves every layer and every window.
+
+    (weights, master, pool, gradients, packed batch) -> (gradients, fence)
+
+Each stage of the layer is pulled back with `jax.vjp` of the very function that served the requests, the attention
+gradient kernel in between. Names that the tape does not hold are recomputed by the same stages; what nothing needs,
+the compiler drops.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from flexjax.layout import PAGE_TOKENS
+from flexjax.models.decoder import DecoderLayer
+from flexjax.models.lora import Dropout, TrainedAdapter
+from flexjax.state import Dimensions, Gradients, Master, summed_over_shards
+from flexjax.step_batch import backward_fields, unpack
+from flexjax.steps import tape
+from flexjax.steps.forward import tile_seeds
+from flexjax.steps.kernels import Kernels
+from pallas_kernels import paged_attention, window_attention_grad
+
+
+def backward_window(
+    definition: nnx.GraphDef,
+    dims: Dimensions,
+    kernels: Kernels,
+    dropout: bool,
+    weights: nnx.State,
+    master: Master,
+    pool: jax.Array,
+    gradients: Gradients,
+    packed: jax.Array,
+) -> tuple[Gradients, jax.Array]:
+    """One unit. Reads the cotangent of the layer's output for this window from ``gradients.hidden`` and leaves there
+    the cotangent of its input; adds the adapter's gradients; d_k and d_v carry what the window owes to earlier ones.
+    """
+    batch = unpack(packed, backward_fields(dims))
+    window = Window(layer_at(nnx.merge(definition, weights), batch.layer), dims, kernels, pool, batch)
+    adapter_of = lambda params: trained_adapter(params, kernels, batch, dropout)
+    params = {"a": layer_of(master.a, batch.layer), "b": layer_of(master.b, batch.layer)}
+    values = window.recomputed(window.taped(), adapter_of(params))
+    d_out = jax.lax.dynamic_slice_in_dim(gradients.hidden, batch.start, dims.window, axis=0)
+    keys_and_values = fresh_unless(batch.first_of_layer, gradients)
+    d_x, d_params, (d_k, d_v) = window.pull_back(values, params, adapter_of, d_out, keys_and_values)
+    hidden = jax.lax.dynamic_update_slice_in_dim(gradients.hidden, d_x, batch.start, axis=0)
+    return Gradients(
+        a=accumulated(gradients.a, d_params["a"], "a", batch.layer),
+        b=accumulated(gradients.b, d_params["b"], "b", batch.layer),
+        **dict(hidden=hidden, d_k=d_k, d_v=d_v),
+    ), batch.layer
+
+
+@dataclass(frozen=True)
+class Window:
+    """One window of one layer: where its values lie and how they follow from each other."""
+
+    layer: DecoderLayer
+    dims: Dimensions
+    kernels: Kernels
+    pool: jax.Array
+    batch: SimpleNamespace
+
+    @property
+    def positions(self) -> jax.Array:
+        """Position of every slot in its sequence, [window]."""
+        return (self.batch.tile_position[:, None] + jnp.arange(PAGE_TOKENS, dtype=jnp.int32)).reshape(-1)
+
+    def taped(self) -> dict[str, jax.Array]:
+        """What the tape holds, by name."""
+        dims, batch = self.dims, self.batch
+        values = tape.read_named(self.pool, batch.layer, dims.tape_layout, batch.tape_pages, tp=dims.tp)
+        heads, width = self.layer.query_heads, dims.model.head_dim
+        if "attention" in values:
+            values["attention"], values["lse"] = tape.unpack_attention(values["attention"], heads, width)
+        if "q" in values:
+            values["q"] = values["q"].reshape(-1, heads, width)
+        return values
+
+    def recomputed(self, values: dict[str, jax.Array], adapter) -> dict[str, jax.Array]:
+        """The taped values and, through the layer's own stages, the missing ones."""
+        values = dict(values)
+        if "q" not in values:
+            values["q"], _, _ = self.layer.qkv_stage(values["x"], self.positions, adapter)
+        if "attention" not in values:
+            values["attention"], values["lse"] = self.attention(values["q"])
+        if "mid" not in values:
+            values["mid"] = self.layer.output_stage(values["x"], values["attention"], adapter)
+        gate, up = self.layer.mlp_input_stage(values["mid"], adapter)
+        return {"gate": gate, "up": up, **values}
+
+    def attention(self, q: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Attention of the window's queries again, from the keys and values in pages."""
+        batch, tiles = self.batch, self.dims.window // PAGE_TOKENS
+        first = batch.start // PAGE_TOKENS
+        blocks = jax.lax.dynamic_slice_in_dim(batch.block_start, first, tiles)
+        reach = jnp.arange(min(self.dims.context_pages, len(batch.kv_page)), dtype=jnp.int32)
+        tables = batch.kv_page[jnp.minimum(blocks[:, None] + reach, len(batch.kv_page) - 1)]
+        lengths = jnp.full(tiles, PAGE_TOKENS, jnp.int32)
+        out, lse = paged_attention(
+            q.reshape(tiles, PAGE_TOKENS, *q.shape[1:]),
+            *(self.pool, batch.layer, tables, batch.tile_position, lengths),
+            **self.attention_options(self.kernels.paged_attention),
+        )
+        return out.reshape(q.shape), lse.reshape(q.shape[:2])
+
+    def attention_options(self, implementation: str) -> dict:
+        scale = self.dims.model.head_dim**-0.5
+        return dict(kv_heads=self.layer.kv_heads, scale=scale, implementation=implementation)
+
+    def pull_back(self, values, params, adapter_of: Callable, d_out, keys_and_values):
+        """Cotangents from the layer's output to its input: (d_x, d_params, (d_k, d_v) over the microbatch)."""
+        v, layer = SimpleNamespace(**values), self.layer
+        stage = lambda mid, gate, up, p: layer.mlp_output_stage(mid, gate, up, adapter_of(p))
+        d_mid, d_gate, d_up, d_down = jax.vjp(stage, v.mid, v.gate, v.up, params)[1](d_out)
+        stage = lambda mid, p: layer.mlp_input_stage(mid, adapter_of(p))
+        d_mid_mlp, d_gate_up = jax.vjp(stage, v.mid, params)[1]((d_gate, d_up))
+        stage = lambda x, attention, p: layer.output_stage(x, attention, adapter_of(p))
+        d_x, d_attention, d_o = jax.vjp(stage, v.x, v.attention, params)[1](d_mid + d_mid_mlp)
+        d_q, d_k, d_v = self.attention_grad(v, d_attention, keys_and_values)
+        stage = lambda x, p: layer.qkv_stage(x, self.positions, adapter_of(p))
+        own = [self.own_rows(d).astype(d_out.dtype) for d in (d_k, d_v)]
+        d_x_attention, d_qkv = jax.vjp(stage, v.x, params)[1]((d_q, *own))
+        d_params = jax.tree.map(lambda *parts: sum(parts), d_down, d_gate_up, d_o, d_qkv)
+        return d_x + d_x_attention, d_params, (d_k, d_v)
+
+    def attention_grad(self, v: SimpleNamespace, d_attention, keys_and_values):
+        batch = self.batch
+        return window_attention_grad(
+            *(v.q, v.attention, v.lse, d_attention, self.pool, batch.layer, batch.kv_page, batch.block_start),
+            *(batch.start // PAGE_TOKENS, *keys_and_values),
+            **self.attention_options(self.kernels.window_attention_grad),
+        )
+
+    def own_rows(self, accumulated: jax.Array) -> jax.Array:
+        """The window's own rows of d_k or d_v: complete now, since every later window has been handled."""
+        return jax.lax.dynamic_slice_in_dim(accumulated, self.batch.start, self.dims.window, axis=0)
+
+
+def layer_at(model, index: jax.Array) -> DecoderLayer:
+    definition, stacked = model.layer_stack()
+    return nnx.merge(definition, layer_of(stacked, index))
+
+
+def layer_of(stacked, index: jax.Array):
+    return jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, index, keepdims=False), stacked)
+
+
+def trained_adapter(params, kernels: Kernels, batch: SimpleNamespace, dropout: bool) -> TrainedAdapter:
+    mask = None
+    if dropout:
+        rate = jnp.repeat(batch.dropout_rate, PAGE_TOKENS)
+        mask = Dropout(tile_seeds(batch.dropout_seed), rate, batch.layer)
+    return TrainedAdapter(params["a"], params["b"], batch.scale, kernels.grouped_lora, mask)
+
+
+def fresh_unless(first_of_layer: jax.Array, gradients: Gradients) -> tuple[jax.Array, jax.Array]:
+    """d_k and d_v to add to: zeros at the first (that is, the last) window of a layer."""
+    keep = first_of_layer == 0
+    return jnp.where(keep, gradients.d_k, 0), jnp.where(keep, gradients.d_v, 0)
+
+
+def accumulated(totals: dict, parts: dict, factor: str, layer: jax.Array) -> dict:
+    """Add one layer's gradients into the running sums, in place where the sums are donated."""
+    where = lambda name: (0, layer) if summed_over_shards(name, factor) else layer
+    return {name: totals[name].at[where(name)].add(parts[name]) for name in totals}

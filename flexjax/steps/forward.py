@@ -1,0 +1,180 @@
+"""The forward step: one pass of every slot through the decoder, requests and finetuning windows alike.
+
+    (weights, adapters, pool, rows, packed batch) -> (pool, rows, output)
+
+A plain function; `flexjax.engine.programs` compiles it. Layout and dimensions are static.
+"""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from flexjax.layout import PAGE_TOKENS, SlotLayout
+from flexjax.models.decoder import Decoder, DecoderLayer
+from flexjax.models.lora import Dropout, ResidentAdapters
+from flexjax.request import MAX_LOGPROBS
+from flexjax.state import AdapterStack, Dimensions, RowState
+from flexjax.step_batch import forward_fields, unpack
+from flexjax.steps import tape
+from flexjax.steps.attention import attend, key_value_slots, token_positions, write_keys_values
+from flexjax.steps.kernels import Kernels
+from flexjax.steps.sampling import SamplingBatch, prompt_logprobs, sample, top_logprobs
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ForwardOutput:
+    """What the host reads of a forward step; never donated.
+
+    Attributes:
+        tokens: [rows] int32, the sampled token of each sampled row.
+        logprobs: (token's own [rows], ids [rows, 20], values [rows, 20]), raw, only in layouts with ``logprobs``.
+        prompt_logprobs: the same per chunk slot, for the token after it, only with ``prompt_logprobs``.
+    """
+
+    tokens: jax.Array
+    logprobs: tuple | None = None
+    prompt_logprobs: tuple | None = None
+
+
+def forward(
+    definition: nnx.GraphDef,
+    dims: Dimensions,
+    layout: SlotLayout,
+    kernels: Kernels,
+    weights: nnx.State,
+    adapters: AdapterStack,
+    pool: jax.Array,
+    rows: RowState,
+    packed: jax.Array,
+) -> tuple[jax.Array, RowState, ForwardOutput]:
+    """One step. pool [layers, pages, 64, row], packed as `forward_fields` says; pool and rows are written."""
+    batch = unpack(packed, forward_fields(dims, layout))
+    model = nnx.merge(definition, weights)
+    tokens = rows.last_token[: layout.rows]
+    tokens = jnp.concatenate([tokens, batch.tokens]) if layout.chunk else tokens
+    with jax.named_scope("layers"):
+        x, pool = run_layers(model, dims, layout, kernels, adapters, pool, model.embedded(tokens), batch)
+    if layout.tape:
+        final = tape.local_part(x[layout.rows :], "x", dims.tp)
+        pool = write_final(pool, final, batch.final_page, kernels)
+    with jax.named_scope("sample"):
+        rows, output = sample_rows(model, layout, x, rows, batch)
+    return pool, rows, output
+
+
+def run_layers(model: Decoder, dims, layout, kernels, adapters, pool, x, batch):
+    """The scan over stacked layers; the pool rides in the carry, so that it is updated in place."""
+    definition, stacked = model.layer_stack()
+    positions, slots = token_positions(batch, layout), key_value_slots(batch, layout)
+    adapter_index = per_slot(batch.row_adapter, batch.tile_adapter if layout.chunk else None)
+
+    def one_layer(carry, scanned):
+        x, pool = carry
+        state, a, b, index = scanned
+        layer = nnx.merge(definition, state)
+        dropout = slot_dropout(layout, batch, index)
+        adapter = ResidentAdapters(a, b, adapter_index, batch.owner, batch.scale, kernels.grouped_lora, dropout)
+        return layer_forward(layer, dims, layout, kernels, adapter, pool, x, index, positions, slots, batch), None
+
+    indices = jnp.arange(dims.model.num_layers, dtype=jnp.int32)
+    (x, pool), _ = jax.lax.scan(one_layer, (x, pool), (stacked, adapters.a, adapters.b, indices))
+    return x, pool
+
+
+def layer_forward(layer: DecoderLayer, dims, layout, kernels, adapter, pool, x, index, positions, slots, batch):
+    """One layer: stages, with page writes, attention and tape writes standing between them."""
+    q, k, v = layer.qkv_stage(x, positions, adapter)
+    pool = write_keys_values(pool, index, slots, k, v, kernels)
+    attention, lse = attend(layer, q, pool, index, batch, layout, kernels)
+    mid = layer.output_stage(x, attention, adapter)
+    gate, up = layer.mlp_input_stage(mid, adapter)
+    if layout.tape:
+        chunk = slice(layout.rows, None)
+        kept = dict(x=x[chunk], mid=mid[chunk], gate=gate[chunk], up=up[chunk], q=q[chunk].reshape(layout.chunk, -1))
+        kept["attention"] = tape.pack_attention(attention[chunk], lse[chunk])
+        pool = tape.write_named(
+            pool, index, dims.tape_layout, batch.tape_pages, kept, tp=dims.tp, implementation=kernels.page_write
+        )
+    return layer.mlp_output_stage(mid, gate, up, adapter), pool
+
+
+def per_slot(rows: jax.Array, tiles: jax.Array | None) -> jax.Array:
+    """[rows] and [tiles] -> [slots]."""
+    return rows if tiles is None else jnp.concatenate([rows, jnp.repeat(tiles, PAGE_TOKENS)])
+
+
+def slot_dropout(layout: SlotLayout, batch: SimpleNamespace, layer: jax.Array) -> Dropout | None:
+    if not layout.dropout:
+        return None
+    seeds = tile_seeds(batch.dropout_seed)
+    no_rows = jnp.zeros(layout.rows, jnp.uint32)
+    rate = per_slot(jnp.zeros(layout.rows, jnp.float32), batch.dropout_rate)
+    return Dropout(jnp.concatenate([no_rows, seeds]), rate, layer)
+
+
+def tile_seeds(seeds: jax.Array) -> jax.Array:
+    """One dropout seed per token from one per tile: seeds [tiles] uint32 -> [tiles * 64]."""
+    return (seeds[:, None] + jnp.arange(PAGE_TOKENS, dtype=jnp.uint32)).reshape(-1)
+
+
+def write_final(pool, x, pages, kernels: Kernels):
+    """The last layer's output of finetuning windows: one page per 64 tokens, its columns in layers 0, 1, ..."""
+    for layer, rows in enumerate(final_columns(x, pool.shape[-1])):
+        pool = tape.write(pool, layer, pages[:, None], rows, implementation=kernels.page_write)
+    return pool
+
+
+def final_columns(x: jax.Array, row: int) -> list[jax.Array]:
+    return [x[:, start : start + row] for start in range(0, x.shape[-1], row)]
+
+
+def read_final(pool, pages, width: int) -> jax.Array:
+    """Inverse of `write_final`: pages [tiles] -> [tiles * 64, width]."""
+    layers = -(-width // pool.shape[-1])
+    parts = [tape.read(pool, layer, pages[:, None], pool.shape[-1]) for layer in range(layers)]
+    return jnp.concatenate(parts, axis=-1)[:, :width]
+
+
+def sample_rows(model: Decoder, layout: SlotLayout, x, rows: RowState, batch) -> tuple[RowState, ForwardOutput]:
+    """Record the chunk's tokens, sample the rows that ask for it, and make each sample its row's next input."""
+    history = record_chunk(rows.history, layout, batch)
+    sampled = batch.sample_slot >= 0
+    logits = model.logits(x[jnp.maximum(batch.sample_slot, 0)])
+    options = SamplingBatch(
+        **{name: getattr(batch, name) for name in SAMPLING_FIELDS}, position=batch.sample_position, active=sampled
+    )
+    tokens = sample(logits, options, history[: layout.rows])
+    last = rows.last_token.at[: layout.rows].set(jnp.where(sampled, tokens, rows.last_token[: layout.rows]))
+    seat = jnp.where(sampled, jnp.arange(layout.rows, dtype=jnp.int32), history.shape[0])
+    history = history.at[seat, batch.sample_position].set(tokens, mode="drop")
+    output = ForwardOutput(
+        tokens=tokens,
+        logprobs=top_logprobs(logits, tokens, MAX_LOGPROBS) if layout.logprobs else None,
+        prompt_logprobs=chunk_logprobs(model, x[layout.rows :], batch) if layout.prompt_logprobs else None,
+    )
+    return RowState(last_token=last, history=history), output
+
+
+SAMPLING_FIELDS = (
+    *("temperature", "top_p", "min_p", "top_k", "repetition", "presence"),
+    *("frequency", "seed", "prompt_length", "banned"),
+)
+
+
+def chunk_logprobs(model: Decoder, x, batch) -> tuple:
+    return prompt_logprobs(model.logits(x), batch.targets, MAX_LOGPROBS)
+
+
+def record_chunk(history: jax.Array, layout: SlotLayout, batch) -> jax.Array:
+    """Prompt tokens of the chunk part into their rows' history; out-of-range seats are dropped."""
+    if not layout.chunk:
+        return history
+    offset = jnp.arange(PAGE_TOKENS, dtype=jnp.int32)
+    valid = (offset < batch.tile_length[:, None]) & (batch.tile_row >= 0)[:, None]
+    seat = jnp.where(valid, batch.tile_row[:, None], history.shape[0])
+    position = batch.tile_position[:, None] + offset
+    return history.at[seat, position].set(batch.tokens.reshape(-1, PAGE_TOKENS), mode="drop")

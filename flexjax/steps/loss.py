@@ -1,0 +1,50 @@
+"""The loss step: one window of a finished forward pass through the final norm and the head, chunk by chunk.
+
+    (weights, pool, gradients, packed batch) -> (gradients, loss)
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from flexjax.state import Dimensions, Gradients
+from flexjax.step_batch import loss_fields, unpack
+from flexjax.steps import tape
+from flexjax.steps.forward import read_final
+from flexjax.steps.kernels import Kernels
+from pallas_kernels import linear_cross_entropy
+
+HEAD_CHUNK = 16384
+"""Vocabulary entries per sweep step: at 512 tokens the float32 logits of one chunk are 32 MiB."""
+
+
+def loss_window(
+    definition: nnx.GraphDef,
+    dims: Dimensions,
+    kernels: Kernels,
+    weights: nnx.State,
+    pool: jax.Array,
+    gradients: Gradients,
+    packed: jax.Array,
+) -> tuple[Gradients, jax.Array]:
+    """Cross entropy of one window, summed over its targets and divided by the group's number of targets.
+
+    The cotangent of the last layer's output goes into ``gradients.hidden``; the loss is a float32 scalar.
+    """
+    batch = unpack(packed, loss_fields(dims))
+    model = nnx.merge(definition, weights)
+    local = read_final(pool, batch.final_page, dims.model.hidden_size // dims.tp)
+    x = tape.whole(local, "x", dims.tp)
+    normed, pull_back = jax.vjp(model.final_norm, x)
+    losses, d_normed = linear_cross_entropy(
+        normed,
+        model.head_weight,
+        batch.targets,
+        chunk=min(HEAD_CHUNK, dims.model.vocab_size),
+        transposed=model.head_transposed,
+        implementation=kernels.linear_cross_entropy,
+    )
+    (d_x,) = pull_back((d_normed * batch.normaliser).astype(x.dtype))
+    hidden = jax.lax.dynamic_update_slice_in_dim(gradients.hidden, d_x, batch.start, axis=0)
+    loss = jnp.sum(losses) * batch.normaliser
+    return Gradients(gradients.a, gradients.b, hidden, gradients.d_k, gradients.d_v), loss

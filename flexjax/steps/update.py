@@ -1,0 +1,91 @@
+"""The update step at an accumulation boundary: gradients into the float32 master, the master into a serving slot.
+
+    (master, gradients, adapter stack, hyperparameters) -> (master, gradients, adapter stack, gradient norm)
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from flexjax.state import AdapterStack, Gradients, Master, summed_over_shards
+
+OPTIMIZERS = ("adamw", "adam", "sgd", "lion", "adafactor", "rmsprop")
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """The static part of an optimizer; the learning rate is data.
+
+    Attributes:
+        max_grad_norm: global norm to clip to; None does not clip.
+    """
+
+    name: str = "adamw"
+    weight_decay: float = 0.0
+    max_grad_norm: float | None = 1.0
+
+    def transform(self) -> optax.GradientTransformation:
+        """The optax chain with a learning rate of one: all of these are linear in it."""
+        builders = {
+            "adamw": lambda: optax.adamw(1.0, weight_decay=self.weight_decay),
+            "adam": lambda: optax.adam(1.0),
+            "sgd": lambda: optax.sgd(1.0),
+            "lion": lambda: optax.lion(1.0, weight_decay=self.weight_decay),
+            "adafactor": lambda: optax.adafactor(1.0, multiply_by_parameter_scale=False),
+            "rmsprop": lambda: optax.rmsprop(1.0),
+        }
+        if self.name not in builders:
+            raise ValueError(f"optimizer is {self.name!r}; it must be one of {', '.join(OPTIMIZERS)}")
+        return builders[self.name]()
+
+
+def update(
+    spec: OptimizerSpec,
+    master: Master,
+    gradients: Gradients,
+    stack: AdapterStack,
+    learning_rate: jax.Array,
+    first_column: jax.Array,
+) -> tuple[Master, Gradients, AdapterStack, jax.Array]:
+    """Clip, step, publish. ``first_column``: where the new version's range of the flat rank axis begins (int32).
+
+    Returns the new master, zeroed gradient sums, the stack with the version published, and the global gradient norm
+    before clipping (float32).
+    """
+    grads = {"a": whole(gradients.a, "a"), "b": whole(gradients.b, "b")}
+    norm = optax.global_norm(grads)
+    if spec.max_grad_norm is not None:
+        # torch.nn.utils.clip_grad_norm_, epsilon included
+        grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, spec.max_grad_norm / (norm + 1e-6)), grads)
+    params = {"a": master.a, "b": master.b}
+    steps, optimizer = spec.transform().update(grads, master.optimizer, params)
+    params = jax.tree.map(lambda p, s: p + learning_rate * s, params, steps)
+    master = Master(params["a"], params["b"], optimizer)
+    empty = {"a": jax.tree.map(jnp.zeros_like, gradients.a), "b": jax.tree.map(jnp.zeros_like, gradients.b)}
+    gradients = Gradients(**empty, hidden=gradients.hidden, d_k=gradients.d_k, d_v=gradients.d_v)
+    return master, gradients, publish(stack, params, first_column), norm
+
+
+def whole(sums: dict[str, jax.Array], factor: str) -> dict[str, jax.Array]:
+    return {name: g.sum(axis=0) if summed_over_shards(name, factor) else g for name, g in sums.items()}
+
+
+def publish(stack: AdapterStack, params: dict[str, dict], first_column: jax.Array) -> AdapterStack:
+    """Write an adapter {"a": module -> [layers, in, r], "b": module -> [layers, r, out]} into its range of the flat
+    rank axis; modules it does not have become zero there."""
+    rank = next(iter(params["a"].values())).shape[-1]
+    a, b = {}, {}
+    for name in stack.a:
+        layers, width, _ = stack.a[name].shape
+        factor = params["a"].get(name, jnp.zeros((layers, width, rank)))
+        a[name] = jax.lax.dynamic_update_slice_in_dim(stack.a[name], factor.astype(stack.a[name].dtype), first_column, 2)
+        width = stack.b[name].shape[-1]
+        factor = params["b"].get(name, jnp.zeros((layers, rank, width)))
+        b[name] = jax.lax.dynamic_update_slice_in_dim(stack.b[name], factor.astype(stack.b[name].dtype), first_column, 1)
+    return AdapterStack(a, b)
+
+
+def new_master(spec: OptimizerSpec, factors: dict[str, dict]) -> Master:
+    return Master(factors["a"], factors["b"], spec.transform().init(factors))

@@ -1,0 +1,16 @@
+"""Operations for serving and finetuning a transformer from pages: arrays and numbers in, arrays out."""
+
+from pallas_kernels.grouped_lora.api import grouped_lora, grouped_lora_grad
+from pallas_kernels.linear_cross_entropy.api import linear_cross_entropy
+from pallas_kernels.page_write.api import page_write
+from pallas_kernels.paged_attention.api import paged_attention
+from pallas_kernels.window_attention_grad.api import window_attention_grad
+
+__all__ = [
+    "grouped_lora",
+    "grouped_lora_grad",
+    "linear_cross_entropy",
+    "page_write",
+    "paged_attention",
+    "window_attention_grad",
+]

@@ -1,0 +1,1 @@
+"""Rows of values written into the pages of a donated pool, in place."""

@@ -1,0 +1,55 @@
+"""``paged_attention`` as callers use it: arguments checked, implementation named."""
+
+from types import MappingProxyType
+
+from pallas_kernels.implementations import choose
+from pallas_kernels.paged_attention import reference
+
+IMPLEMENTATIONS = MappingProxyType({"reference": reference.paged_attention})
+
+
+def paged_attention(
+    q, pool, layer, tables, positions, lengths, *, kv_heads: int, scale: float, implementation: str = "reference"
+):
+    """Causal attention of tiles of queries to the contexts that their page tables name.
+
+    Query i of tile n stands at position ``positions[n] + i`` of its sequence and attends to keys 0 .. positions[n] + i,
+    itself included: its own K/V row must have been written. Key position s lies in page ``tables[n, s // page]`` at
+    offset ``s % page``. Query head h uses K/V head ``h // (query_heads // kv_heads)``.
+
+    Args:
+        q: [tiles, queries, query_heads, head_size]; one query a tile for decode rows, 64 for chunks.
+        pool: [layers, pages, page, 2 * kv_heads * head_size]; a row reshapes to (2, kv_heads, head_size): K, then V.
+        layer: int32 scalar, may be traced.
+        tables: [tiles, pages_per_sequence] int32; entries beyond a tile's context may hold anything.
+        positions: [tiles] int32, position of a tile's first query; ``positions + lengths`` must not exceed
+            ``pages_per_sequence * page``.
+        lengths: [tiles] int32, queries of the tile that are there; 0 for an inactive tile.
+        scale: factor on the scores, commonly head_size ** -0.5.
+
+    Returns:
+        out: like q; softmax in float32.
+        lse: [tiles, queries, query_heads] float32, natural logarithm of the sum of exponentials of the scaled scores.
+        Both are exactly 0 for queries beyond their tile's length, so nothing that is not finite ever leaves. Rows of
+        the pool outside the contexts do not matter, whatever they hold (NaN too).
+
+    Raises:
+        ValueError: shapes that do not fit together, or an unknown implementation.
+    """
+    _check(q, pool, tables, positions, lengths, kv_heads)
+    run = choose("paged_attention", IMPLEMENTATIONS, implementation)
+    return run(q, pool, layer, tables, positions, lengths, kv_heads=kv_heads, scale=scale)
+
+
+def _check(q, pool, tables, positions, lengths, kv_heads):
+    tiles, _, heads, head_size = q.shape
+    if heads % kv_heads:
+        raise ValueError(f"paged_attention: {heads} query heads are not a multiple of {kv_heads} K/V heads")
+    if pool.shape[-1] != 2 * kv_heads * head_size:
+        raise ValueError(
+            f"paged_attention: rows of the pool have {pool.shape[-1]} values; K and V of {kv_heads} heads of "
+            f"{head_size} need {2 * kv_heads * head_size}"
+        )
+    for name, array in (("tables", tables), ("positions", positions), ("lengths", lengths)):
+        if array.shape[0] != tiles:
+            raise ValueError(f"paged_attention: {name} has {array.shape[0]} entries for {tiles} tiles")

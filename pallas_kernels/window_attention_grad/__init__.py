@@ -1,0 +1,1 @@
+"""Gradient of causal attention for a window of packed sequences whose K/V rows are in pages."""

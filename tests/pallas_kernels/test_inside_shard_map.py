@@ -1,0 +1,57 @@
+"""Every operation runs inside a shard_map body, where loops and branches must keep the mesh axes of values."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+import pallas_kernels
+from pallas_kernels.grouped_lora import cases as grouped_lora_cases
+from pallas_kernels.linear_cross_entropy import cases as linear_cross_entropy_cases
+from pallas_kernels.page_write import cases as page_write_cases
+from pallas_kernels.paged_attention import cases as paged_attention_cases
+from pallas_kernels.window_attention_grad import cases as window_attention_grad_cases
+
+CALLS = {
+    "paged_attention": (paged_attention_cases.SMALL[1], {"q", "pool"}),
+    "page_write": (page_write_cases.SMALL[0], {"pool", "rows"}),
+    "window_attention_grad": (
+        window_attention_grad_cases.SMALL[3],
+        {"q", "out", "lse", "d_out", "pool", "d_k", "d_v"},
+    ),
+    "grouped_lora": (grouped_lora_cases.SMALL[1], {"b"}),
+    "grouped_lora_grad": (grouped_lora_cases.SMALL_GRAD[1], {"x", "a"}),
+    "linear_cross_entropy": (linear_cross_entropy_cases.SMALL[0], {"head"}),
+}
+"""A case of every operation, and its arguments that differ from device to device under tensor parallelism."""
+
+
+@pytest.mark.parametrize("name", sorted(CALLS))
+def test_runs_on_a_mesh(name):
+    case, sharded = CALLS[name]
+    arguments = case.make(seed=0)
+    static = {key: value for key, value in arguments.items() if isinstance(value, int | float)}
+    arguments = {key: value for key, value in arguments.items() if key not in static}
+    operation = functools.partial(getattr(pallas_kernels, name), **static)
+    mesh = jax.make_mesh((2,), ("tp",), (AxisType.Auto,), devices=jax.devices()[:2])
+    of_device = lambda device: {key: arguments[key] * (1 + device) for key in sharded}
+    stacked = jax.tree.map(lambda *shards: jnp.stack(shards), of_device(0), of_device(1))
+
+    def body(stacked, arguments):
+        local = arguments | {key: value[0] for key, value in stacked.items()}
+        return jax.tree.map(lambda result: result[None], operation(**local))
+
+    specs = (PartitionSpec("tp"), PartitionSpec())
+    on_mesh = jax.jit(jax.shard_map(body, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("tp")))
+    results = on_mesh(stacked, {key: value for key, value in arguments.items() if key not in sharded})
+    for device in range(2):
+        alone = jax.jit(operation)(**arguments | of_device(device))
+        for got, want in zip(jax.tree.leaves(results), jax.tree.leaves(alone), strict=True):
+            np.testing.assert_array_equal(got[device], want)
+
+
+def test_every_public_operation_is_tried():
+    assert set(CALLS) == set(pallas_kernels.__all__)

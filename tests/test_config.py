@@ -1,0 +1,165 @@
+"""Configuration files: what is accepted, and that every mistake is answered by name."""
+
+import dataclasses
+from dataclasses import dataclass, field
+
+import pytest
+
+from flexjax.config import PATH, PATH_OR_NAME, EngineConfig, from_table, load_tables
+from flexjax.fields import ConfigError
+from flexjax.scheduler.policies import POLICIES
+
+ENGINE = """
+[engine]
+model = "tiny"
+max_rows = 4
+memory_fraction = 1
+chunk_sizes = [64, 128]
+policy_options = {percent = 20.0, n = 3}
+"""
+
+
+@dataclass(frozen=True)
+class Places:
+    data: str = field(metadata=PATH)
+    model: str = field(default="hub/name", metadata=PATH_OR_NAME)
+    label: str = "x"
+
+
+def write(tmp_path, text):
+    path = tmp_path / "run.toml"
+    path.write_text(text)
+    return path
+
+
+def engine(**values):
+    return EngineConfig(**{"model": "m"} | values)
+
+
+def test_a_table_becomes_a_configuration(tmp_path):
+    tables = load_tables(write(tmp_path, ENGINE + '[[finetune]]\nname = "a"\n[[finetune]]\nname = "b"\n'))
+    config = from_table(EngineConfig, tables["engine"], "run.toml [engine]", tmp_path)
+    assert (config.model, config.max_rows, config.chunk_sizes) == ("tiny", 4, (64, 128))
+    assert isinstance(config.memory_fraction, float)
+    assert config.options == {"n": 3, "percent": 20.0}
+    assert [table["name"] for table in tables["finetune"]] == ["a", "b"]
+
+
+def test_the_default_configuration_is_hashable_and_equal_to_itself():
+    config = engine(policy_options={"n": 2})
+    assert config == engine(policy_options=(("n", 2),))
+    assert hash(config) == hash(dataclasses.replace(config))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "[engin]\nmodel = 'x'",
+            r"unknown table 'engin' \(did you mean 'engine'\?\); tables are \[engine\], \[\[finetune",
+        ),
+        ("model = 'x'", r"the key 'model' stands outside a table; put it under \[engine\]"),
+        ("[finetune]\nname = 'x'", r"'finetune' must be written as the table \[\[finetune\]\]"),
+        ("[[engine]]\nmodel = 'x'", r"'engine' must be written as the table \[engine\]"),
+        ("[engine]\nmodel =\n", r"run.toml is not valid TOML: .*line 2"),
+    ],
+)
+def test_a_bad_file_is_refused(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load_tables(write(tmp_path, text))
+
+
+def test_an_absent_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"cannot read the configuration .*none.toml: No such file"):
+        load_tables(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"model": "m", "max_row": 4}, r"^here: unknown key 'max_row' \(did you mean 'max_rows'\?\)$"),
+        ({"model": "m", "zzz": 4}, r"^here: unknown key 'zzz'$"),
+        ({"seed": 1}, "^here: model must be given$"),
+        ({"model": "m", "max_rows": "4"}, "^here: max_rows is '4'; it must be a whole number$"),
+        ({"model": "m", "max_rows": 4.0}, "max_rows is 4.0; it must be a whole number"),
+        ({"model": "m", "max_rows": True}, "max_rows is True; it must be a whole number"),
+        ({"model": "m", "prefix_caching": 1}, "prefix_caching is 1; it must be true or false"),
+        ({"model": "m", "dtype": "float16"}, 'dtype is \'float16\'; it must be "float32" or "bfloat16"'),
+        ({"model": "m", "chunk_sizes": [64, "x"]}, "chunk_sizes is .*; it must be a list, each a whole number"),
+        ({"model": "m", "tape": "some"}, "tape is 'some'; it must be \"auto\" or a list, each text"),
+        ({"model": "m", "policy_options": "n"}, "policy_options is 'n'; it must be a table or a list"),
+    ],
+)
+def test_wrong_keys_and_types_are_refused_by_name(table, message):
+    with pytest.raises(ConfigError, match=message):
+        from_table(EngineConfig, table, "here")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model": ""}, "model is empty"),
+        ({"seed": -1}, "seed is -1; it must be at least 0"),
+        ({"max_rows": 0}, "max_rows is 0; it must be at least 1"),
+        ({"pages": 0}, "pages is 0"),
+        ({"memory_fraction": 0}, "memory_fraction is 0.0; it must be more than 0.0 and at most 1.0"),
+        ({"memory_fraction": float("nan")}, "memory_fraction is nan; it must be a number"),
+        ({"objective_margin": 1.0}, "objective_margin is 1.0; it must be at least 0.0 and less than 1.0"),
+        ({"tpot_objective_ms": 0}, "tpot_objective_ms is 0.0; it must be more than 0"),
+        ({"chunk_sizes": (64, 100)}, r"chunk_sizes is \[64, 100\]; it needs multiples of 64"),
+        ({"chunk_sizes": ()}, "chunk_sizes is"),
+        ({"chunk_sizes": (128, 64)}, "the sizes must ascend"),
+        ({"row_sizes": (2, 4)}, r"row_sizes is \[2, 4\]; it needs .* end with max_rows \(8\)"),
+        ({"row_sizes": (8, 8)}, "the sizes must ascend"),
+        ({"adapter_rank_capacity": 12}, "adapter_rank_capacity is 12; it must be a positive multiple of 8"),
+        ({"backward_window": 100}, "backward_window is 100; it must be a positive multiple of 64"),
+        (
+            {"microbatch_tokens": 384},
+            "microbatch_tokens is 384; it must be a positive multiple of backward_window = 256",
+        ),
+    ],
+)
+def test_values_outside_their_range_are_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        engine(**values)
+
+
+def test_paths_resolve_against_the_file(tmp_path):
+    (tmp_path / "model").mkdir()
+    table = {"data": "rows.jsonl", "model": "model", "label": "rows.jsonl"}
+    places = from_table(Places, table, "here", tmp_path)
+    assert places == Places(str(tmp_path / "rows.jsonl"), str(tmp_path / "model"), "rows.jsonl")
+
+
+def test_a_hub_name_stays_a_name_and_an_absolute_path_stays_absolute(tmp_path):
+    places = from_table(Places, {"data": "/rows.jsonl", "model": "owner/model"}, "here", tmp_path)
+    assert places == Places("/rows.jsonl", "owner/model")
+    places = from_table(Places, {"data": "d", "model": "./absent"}, "here", tmp_path)
+    assert places.model == str(tmp_path / "absent")
+
+
+def test_resolving_makes_a_new_value():
+    config = engine(model="owner/model")
+    resolved = config.resolved(model_max_len=2048)
+    assert (config.max_model_len, config.row_sizes) == (None, None)
+    assert (resolved.max_model_len, resolved.row_sizes, resolved.served_model_name) == (2048, (2, 8), "owner/model")
+    assert resolved.resolved(model_max_len=2048) == resolved
+
+
+def test_an_objective_chooses_the_policy():
+    policies = {
+        values.resolved(64).policy for values in (engine(policy="price"), engine(policy="price", tpot_objective_ms=9))
+    }
+    assert policies == {"price"}
+    assert engine().resolved(64).policy == "flat_out"
+    assert engine(tpot_objective_ms=9).resolved(64).policy == "co_serve"
+    assert {"flat_out", "co_serve"} <= set(POLICIES)
+
+
+def test_a_small_engine_has_one_row_size():
+    assert engine(max_rows=3).resolved(model_max_len=64).row_sizes == (3,)
+
+
+def test_a_length_beyond_the_model_is_refused():
+    with pytest.raises(ConfigError, match="max_model_len is 4096; the model's context ends at 2048 tokens"):
+        engine(max_model_len=4096).resolved(model_max_len=2048)
