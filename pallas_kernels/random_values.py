@@ -7,7 +7,7 @@ PERIOD = 999_983
 """Values repeat after this many. A prime, so that rows, heads and pages never start at the same value."""
 
 
-def normal(random: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """Array of ``shape`` with standard normal values in ``dtype`` (bfloat16 too)."""
-    values = random.standard_normal(min(int(np.prod(shape)), PERIOD), np.float32)
+def normal(random: np.random.Generator, shape: tuple[int, ...], dtype: str, deviation: float = 1.0) -> np.ndarray:
+    """Array of ``shape`` in ``dtype`` (bfloat16 too) with normal values of mean 0 and this standard deviation."""
+    values = random.standard_normal(min(int(np.prod(shape)), PERIOD), np.float32) * np.float32(deviation)
     return np.resize(values.astype(jnp.dtype(dtype)), shape)

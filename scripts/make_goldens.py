@@ -145,13 +145,15 @@ def loss_of(model: torch.nn.Module, sequences: dict[str, np.ndarray]) -> torch.T
 
 
 def make_adapter(folder: Path, model_folder: Path, config: LoraConfig) -> None:
-    """A random adapter, saved as PEFT saves it but for a base model name that is the same on every machine."""
+    """A random adapter, saved as PEFT saves it; name of the base model and order of targets are the same everywhere."""
     model = get_peft_model(load_model(model_folder), config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(0, 0.1)
-    model.peft_config["default"].base_model_name_or_path = f"goldens/{model_folder.name}"
+    saved = model.peft_config["default"]
+    saved.base_model_name_or_path = f"goldens/{model_folder.name}"
+    saved.target_modules = sorted(saved.target_modules)  # a set otherwise, written in any order
     model.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)
 

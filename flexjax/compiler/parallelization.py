@@ -218,11 +218,15 @@ def follow(
     sum_a, sum_b = GRADIENTS.get((x, d_h, a)), GRADIENTS.get((h, d_y, b))
     if None in (made_h, made_y, made_d_h, d_x, sum_a, sum_b):
         return None
-    change = lambda before, after, size: tuple(
-        Collective(COLLECTIVES[before, after], size * item) for _ in range((before, after) in COLLECTIVES)
-    )
+    change = lambda before, after, size: changes(before, after, size * item)
     inner = change(given_x, x, width) + change(made_h, h, rank)
     forward = inner + change(made_y, wanted_y, out)
     backward = inner + change(given_d_y, d_y, out) + change(made_d_h, d_h, rank) + change(d_x, wanted_d_x, width)
     summed = [size for size, needed in ((width * rank, sum_a), (rank * out, sum_b)) if needed]
     return forward, backward, tuple(Collective("all-reduce", 4 * size) for size in summed)
+
+
+def changes(before: State, after: State, size: int) -> tuple[Collective, ...]:
+    """The collective that a change of state takes, or nothing; size in bytes."""
+    kind = COLLECTIVES.get((before, after))
+    return () if kind is None else (Collective(kind, size),)

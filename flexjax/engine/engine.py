@@ -15,6 +15,7 @@ from pathlib import Path
 from flexjax.config import EngineConfig, from_table, load_tables
 from flexjax.engine.adapters import AdapterTable, AdapterVersion, UnknownAdapter
 from flexjax.engine.batch import Serving
+from flexjax.engine.checkpoints import Checkpoints
 from flexjax.engine.handles import FinetuneHandle
 from flexjax.engine.loop import Loop
 from flexjax.engine.outputs import Collector
@@ -67,8 +68,9 @@ class Engine:
             policy=policy_of(self.config),
             prefix_caching=self.config.prefix_caching,
         )
-        announce = self._announce
-        self.trainer = Trainer(self._runner, self.scheduler, self.adapters, self.config.max_running_jobs, announce)
+        self.checkpoints = Checkpoints(self.config.checkpoint_dir)
+        jobs = self.config.max_running_jobs
+        self.trainer = Trainer(self._runner, self.scheduler, self.adapters, jobs, self.checkpoints, self._announce)
         self.loop = Loop(self.scheduler, self._runner, self.trainer, self.adapters)
         self.loop.start()
 
@@ -88,7 +90,8 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """Stop the engine; requests that are not done end with finish reason "abort", jobs are cancelled."""
+        """Stop the engine; requests that are not done end with finish reason "abort"; jobs that are not done are
+        cancelled, after a checkpoint if there is a ``checkpoint_dir``."""
         self.loop.stop()
 
     # requests
@@ -275,8 +278,11 @@ class Engine:
 
     # finetuning
 
-    def finetune(self, job: FinetuneJob) -> FinetuneHandle:
+    def finetune(self, job: FinetuneJob, resume: bool = False) -> FinetuneHandle:
         """Queue a finetuning job; when it succeeds its adapter serves under the job's name at once.
+
+        Args:
+            resume: go on from the newest whole checkpoint under ``checkpoint_dir``, if there is one.
 
         Raises:
             ConfigError: the data or the settings cannot be used; rows are named by their line.
@@ -294,8 +300,9 @@ class Engine:
         shape = shape_of(job, adapter)
         if shape.dropout:
             self._offer_layouts(dropout=True)
+        checkpoint = self.checkpoints.find(run, resume)
         compile_job(self._runner.programs, shape, optimizer_of(run))
-        self.loop.call(self.trainer.submit, run, adapter)
+        self.loop.call(self.trainer.submit, run, adapter, checkpoint)
         return FinetuneHandle(run, self.loop, self.trainer)
 
     def _starting_adapter(self, job: FinetuneJob) -> LoraAdapter:

@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import jax
-import numpy as np
 
 from flexjax.config import EngineConfig
-from flexjax.engine.adapters import AdapterTable
+from flexjax.engine.calibration import calibrate_forward
 from flexjax.engine.machine import device_mesh, memory_limit, use_compilation_cache
 from flexjax.engine.programs import JobShape, Programs
 from flexjax.engine.runner import Runner
@@ -20,7 +19,6 @@ from flexjax.models.build import abstract_decoder, dtype_of, dummy_weights, plac
 from flexjax.models.config import ModelConfig
 from flexjax.scheduler import LatencyModel, Policy, policy_from_name
 from flexjax.state import TAPE_NAMES, Dimensions, nbytes
-from flexjax.step_batch import backward_fields, forward_fields, host_batch, loss_fields
 from flexjax.steps.kernels import Kernels
 from flexjax.weights.source import ModelSource
 
@@ -138,41 +136,6 @@ class Machine:
 def describe(layout: SlotLayout) -> str:
     flags = [name for name in ("tape", "dropout", "logprobs", "prompt_logprobs") if getattr(layout, name)]
     return " ".join([f"forward {layout.rows} rows", *([f"+ {layout.chunk} chunk slots"] if layout.chunk else []), *flags])
-
-
-def calibrate_forward(runner: Runner, latency: LatencyModel, layouts: Iterable[SlotLayout]) -> None:
-    """Time every layout with little and with much context; best of a few, after one that is not counted."""
-    dims = runner.programs.dims
-    for layout in layouts:
-        for context in (1, dims.context // 2):
-            packed, batch = host_batch(forward_fields(dims, layout))
-            batch.row_position[:] = context - 1
-            tokens = layout.rows * context
-            if layout.chunk:
-                batch.tile_length[:] = PAGE_TOKENS
-                batch.tile_position[:] = (context - 1) // PAGE_TOKENS * PAGE_TOKENS
-                tokens += layout.tiles * (int(batch.tile_position[0]) + PAGE_TOKENS)
-            seconds = best_of(lambda p=packed, each=layout: runner.forward(each, p).tokens)
-            latency.calibrate(("forward", layout), seconds, tokens)
-
-
-def calibrate_job(runner: Runner, latency: LatencyModel, name: str) -> None:
-    """Time a job's loss and backward programs on an idle window, which adds nothing to its gradients."""
-    dims, job = runner.programs.dims, runner.jobs[name]
-    packed, _ = host_batch(loss_fields(dims))
-    latency.calibrate(("loss", dims.window), best_of(lambda: runner.loss(job, packed)))
-    packed, _ = host_batch(backward_fields(dims))
-    latency.calibrate(("backward", dims.window), best_of(lambda: runner.backward(job, packed)))
-
-
-def best_of(call: Callable, repeats: int = 3) -> float:
-    """Least seconds of a call, after one that is not counted."""
-    times = []
-    for _ in range(repeats + 1):
-        started = time.perf_counter()
-        np.asarray(call())
-        times.append(time.perf_counter() - started)
-    return min(times[1:])
 
 
 def compile_job(programs: Programs, shape: JobShape, optimizer) -> None:

@@ -12,6 +12,8 @@ import numpy as np
 
 from flexjax.engine.adapters import AdapterTable, AdapterVersion, NoRoomForAdapter
 from flexjax.engine.batch import Training
+from flexjax.engine.calibration import calibrate_job
+from flexjax.engine.checkpoints import Checkpoints
 from flexjax.engine.programs import JobShape
 from flexjax.engine.runner import InFlight, Runner
 from flexjax.finetuning.job import FinetuneJob, JobStatus
@@ -24,6 +26,7 @@ from flexjax.scheduler.scheduler import Scheduler
 from flexjax.state import padded_rank
 from flexjax.steps.update import OptimizerSpec, new_master
 from flexjax.weights.adapter import LoraAdapter
+from flexjax.weights.checkpoint import CheckpointInfo
 
 
 @dataclass(eq=False)
@@ -31,20 +34,31 @@ class Job:
     """A job that the engine knows.
 
     Attributes:
-        adapter: where it starts from.
+        adapter: where it starts from; checkpoint: where it goes on from, None at the beginning.
         losses: of the group being read, by (microbatch, window); norm: of its update, once read.
         packed: microbatches whose results are still to be read, by id.
         current: the one that still has units to dispatch.
-        steps: optimizer steps dispatched.
+        steps: optimizer steps dispatched; saved: those in the newest checkpoint.
     """
 
     run: JobRun
     adapter: LoraAdapter
+    checkpoint: CheckpointInfo | None = None
     losses: dict[tuple[int, int], float] = field(default_factory=dict)
     norm: float | None = None
     packed: dict[int, PackedMicrobatch] = field(default_factory=dict)
     current: Microbatch | None = None
     steps: int = 0
+    saved: int = 0
+
+    def __post_init__(self):
+        self.steps = self.saved = len(self.run.losses)
+
+    @property
+    def due(self) -> bool:
+        """A checkpoint is to be written before the next group begins."""
+        every = self.run.job.checkpoint_every
+        return every is not None and self.steps % every == 0 and self.steps != self.saved
 
     @property
     def name(self) -> str:
@@ -64,17 +78,19 @@ class Trainer:
         scheduler: Scheduler,
         adapters: AdapterTable,
         max_running: int,
+        checkpoints: Checkpoints,
         announce: Callable[[AdapterVersion, LoraAdapter], None],
     ):
         self.runner, self.scheduler, self.adapters, self.announce = runner, scheduler, adapters, announce
-        self.queue = JobQueue(max_running)
+        self.queue, self.checkpoints = JobQueue(max_running), checkpoints
         self.jobs: dict[str, Job] = {}
         self.training: dict[int, Training] = {}
         self._next_id = 0
 
-    def submit(self, run: JobRun, adapter: LoraAdapter) -> None:
+    def submit(self, run: JobRun, adapter: LoraAdapter, checkpoint: CheckpointInfo | None) -> None:
+        """Queue a job. Raises ConfigError if one of its name has not ended."""
         self.queue.submit(run)
-        self.jobs[run.job.name] = Job(run, adapter)
+        self.jobs[run.job.name] = Job(run, adapter, checkpoint)
 
     def offer(self) -> None:
         """Start queued jobs, and hand the scheduler the next microbatch of every job that has none in flight."""
@@ -91,8 +107,9 @@ class Trainer:
         return [job for job in running if job.current is None]
 
     def _ready(self, job: Job, packed: PackedMicrobatch) -> bool:
-        """An evaluation reads the losses of its own group only, so it waits for the results before it."""
-        return not packed.evaluation or job.run.settled or packed.index > 0
+        """An evaluation reads the losses of its own group only, so it waits for the results before it; a checkpoint
+        holds what belongs to one update, so the next group waits for it."""
+        return packed.index > 0 or not (packed.evaluation or job.due) or (job.run.settled and not job.due)
 
     def _start(self, job: Job) -> None:
         spec, shape = optimizer_of(job.run), shape_of(job.run.job, job.adapter)
@@ -102,8 +119,11 @@ class Trainer:
             job.run.fail(str(error))
             return
         master = new_master(spec, self.runner.programs.place_factors(padded_factors(job.adapter, shape.rank), shape))
+        if job.checkpoint is not None:
+            master = self.checkpoints.restore(job.checkpoint, master)
         self.runner.add_job(job.name, shape, spec, version, master)
         self.scheduler.set_job(job.name, job.run.job.weight)
+        calibrate_job(self.runner, self.scheduler.latency, job.name)
 
     def _offer_microbatch(self, job: Job, packed: PackedMicrobatch) -> None:
         dims, device_job = self.runner.programs.dims, self.runner.jobs[job.name]
@@ -167,7 +187,15 @@ class Trainer:
         for identifier in completion.microbatches:
             self._settle(identifier)
         for job in list(self.jobs.values()):
+            if job.due and job.run.settled:
+                self.save(job)
             self._finish_if_done(job)
+
+    def save(self, job: Job) -> None:
+        """Checkpoint a job whose results are all recorded."""
+        if job.name in self.runner.jobs:
+            self.checkpoints.save(job.run, self.runner.jobs[job.name].master)
+            job.saved = job.steps
 
     def _settle(self, identifier: int) -> None:
         """A microbatch is done: give back its pin; if it closed a group, record the group's result."""
@@ -193,6 +221,7 @@ class Trainer:
             self.adapters.discard(self.runner.jobs[job.name].version)
             self.runner.drop_job(job.name)
         elif run.status is JobStatus.RUNNING and run.exhausted and run.settled and not job.packed:
+            self.save(job)
             trained = self.trained_adapter(job)
             version = self.runner.jobs[job.name].version
             self.runner.drop_job(job.name)
@@ -202,7 +231,8 @@ class Trainer:
     def trained_adapter(self, job: Job) -> LoraAdapter:
         """The job's master as it is now, on the host."""
         master, rank = self.runner.jobs[job.name].master, job.adapter.rank
-        factors = {n: (np.asarray(master.a[n])[:, :, :rank], np.asarray(master.b[n])[:, :rank]) for n in master.a}
+        columns = lambda factor, axis: np.take(np.asarray(factor), range(rank), axis=axis)
+        factors = {name: (columns(master.a[name], 2), columns(master.b[name], 1)) for name in master.a}
         return job.adapter.with_weights(factors)
 
     @property
@@ -211,10 +241,13 @@ class Trainer:
         return bool(self._wanting()) or self.queue.can_admit
 
     def abandon(self, failure: BaseException | None) -> None:
-        """The engine stops: jobs that have not ended cannot go on."""
+        """The engine stops: jobs that have not ended cannot go on. Unless it failed, they leave a checkpoint."""
         for job in self.jobs.values():
             if not job.run.status.final:
+                if failure is None and job.run.settled:
+                    self.save(job)
                 job.run.fail(f"the engine stopped: {failure}") if failure is not None else job.run.cancel()
+        self.checkpoints.close()
 
     def cancel(self, name: str) -> None:
         self.jobs[name].run.cancel()

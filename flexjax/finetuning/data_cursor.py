@@ -73,7 +73,7 @@ class DataCursor:
         step, evaluating, index = dataclasses.astuple(self.position)
         if not microbatch.closes_group:
             self.position = Position(step, evaluating, index + 1)
-        elif self._evaluates_after(step):
+        elif not evaluating and self._evaluates_after(step):
             self.position = Position(step, evaluating=True)
         else:
             self.position = Position(step + 1)

@@ -28,8 +28,8 @@ class JobRun:
         status: see `TRANSITIONS`.
         error: why it failed, for the user; None otherwise.
         losses: one per optimizer step: the mean over the group's trained tokens.
-        events: dictionaries with a "type" (status, step, epoch, evaluation, checkpoint), the "time" (Unix seconds)
-            and, save for status, the "step": optimizer steps done.
+        events: dictionaries with a "type" (status, step, epoch, evaluation, checkpoint, checkpoint_failed), the
+            "time" (Unix seconds) and, save for status, the "step": optimizer steps done.
     """
 
     def __init__(
@@ -149,8 +149,11 @@ class JobRun:
             return
         self._record("evaluation", step=len(self.losses), loss=float(loss))
 
-    def record_checkpoint(self, path: str) -> None:
-        self._record("checkpoint", step=len(self.losses), path=str(path))
+    def record_checkpoint(self, path: str, step: int) -> None:
+        self._record("checkpoint", step=step, path=path)
+
+    def record_checkpoint_failure(self, error: str, step: int) -> None:
+        self._record("checkpoint_failed", step=step, error=error)
 
     def _record(self, kind: str, **values: Any) -> None:
         self.events.append({"type": kind, **values, "time": self._clock()})
@@ -192,10 +195,11 @@ class JobRun:
         self._record("status", status=str(status), **details)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a new JobRun of the same job needs to go on with the very next microbatch, as JSON holds it."""
+        """Everything a new JobRun of the same job needs to go on from the last update, as JSON holds it: a group
+        that was begun since is begun again, because its gradients are not kept."""
         assert self.settled, "results are still to be recorded"
         return {
-            "position": dataclasses.asdict(self.position),
+            "position": dataclasses.asdict(dataclasses.replace(self.position, index=0)),
             "losses": list(self.losses),
             "events": list(self.events),
             "settings": self._settings(),

@@ -32,6 +32,7 @@ class Job:
     weight: float = 1.0
     paused: bool = False
     virtual: float = 0.0
+    last_used: int = -1
     tape: Tape | None = None
 
 
@@ -47,7 +48,9 @@ class Budget:
 
 class Jobs:
     """Weighted fairness by start-time fair queueing (Goyal, Vin and Cheng, 1996): the job with the least virtual
-    time goes next, and a job that comes back from idleness starts at the time of those who worked meanwhile.
+    time goes next, and one that comes back from idleness starts at the time of those who worked meanwhile. A job
+    whose last work has only just completed was not idle: the rest of the iteration in which its microbatch ends
+    goes to others, and it gets that back.
 
     Work is counted in tokens, not seconds, so that the order does not depend on the clock.
     """
@@ -70,7 +73,7 @@ class Jobs:
         job = self._job(name)
         if job.paused and not paused:
             job.virtual = max(job.virtual, self._virtual)
-        job.weight, job.paused = weight, paused
+        job.weight, job.paused = float(weight), paused
 
     def try_add(self, microbatch: Microbatch, spare: int) -> bool:
         """Reserves all pages of a microbatch if its job has none on its way and ``spare`` pages are left over.
@@ -90,7 +93,8 @@ class Jobs:
         if pages is None:
             return False
         job.tape = self.tapes[microbatch.id] = Tape(microbatch, MicrobatchCursor(microbatch), pages)
-        job.virtual = max(job.virtual, self._virtual)
+        if job.last_used < self._ledger.completed:
+            job.virtual = max(job.virtual, self._virtual)
         return True
 
     def pages_of(self, microbatch_id: int) -> MicrobatchPages:
@@ -211,7 +215,7 @@ class Jobs:
     def _charge(self, job: Job, index: int, tokens: float) -> None:
         self._virtual = max(self._virtual, job.virtual)
         job.virtual += tokens / job.weight
-        job.tape.last_used = index
+        job.last_used = job.tape.last_used = index
 
 
 def can_run(job: Job, pages_short: bool) -> bool:

@@ -77,6 +77,8 @@ class LatencyModel:
         self._samples.setdefault(key, []).append((context_tokens, seconds))
         self.slope = common_slope(self._samples.values()) if key[0] == "forward" else self.slope
         for name, samples in self._samples.items():
+            if name != key and not name[0] == key[0] == "forward":
+                continue  # its entry may have been corrected since
             mean = fmean(sample[1] for sample in samples) - self.slope * fmean(sample[0] for sample in samples)
             self.programs[name] = max(mean, SMALLEST_SECONDS)
 

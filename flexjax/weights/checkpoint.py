@@ -8,16 +8,14 @@ A directory holds one folder a step:
         manifest.json   size and SHA-256 of every other file
 
 A folder is filled under another name and gets its own once all its bytes are on the disk, so a folder with that name
-can only be torn by a disk that lost or changed bytes; the manifest shows that. One process writes to a directory at a
+can only be torn by a disk that loses or changes bytes; the manifest shows that. One process writes to a directory at a
 time. Nothing here knows what the arrays mean or when a checkpoint is due.
 """
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -28,9 +26,11 @@ import jax
 import numpy as np
 from orbax import checkpoint as orbax
 
+from flexjax.weights.verified_folder import fault, publish
+
 logger = logging.getLogger(__name__)
 
-ARRAYS, METADATA, MANIFEST = "arrays", "metadata.json", "manifest.json"
+ARRAYS, METADATA = "arrays", "metadata.json"
 
 PARTIAL = ".partial"
 """Ends the names of folders that are being filled or deleted; the next save deletes what a killed process left."""
@@ -110,11 +110,11 @@ def latest_checkpoint(directory: Path) -> CheckpointInfo | None:
     """
     skipped = []
     for step, folder in _newest_first(directory):
-        fault = _fault(folder)
-        if fault is None:
+        damage = fault(folder)
+        if damage is None:
             metadata = json.loads((folder / METADATA).read_text(encoding="utf-8"))
             return CheckpointInfo(step, folder, metadata, tuple(skipped))
-        skipped.append(_sentence(step, folder, fault))
+        skipped.append(_sentence(step, folder, damage))
         logger.warning("%s", skipped[-1])
     return None
 
@@ -125,8 +125,8 @@ def torn_checkpoints(directory: Path) -> tuple[str, ...]:
     Raises:
         CheckpointError: the directory exists but cannot be listed.
     """
-    faults = [(step, folder, _fault(folder)) for step, folder in _newest_first(directory)]
-    return tuple(_sentence(step, folder, fault) for step, folder, fault in faults if fault)
+    found = [(step, folder, fault(folder)) for step, folder in _newest_first(directory)]
+    return tuple(_sentence(step, folder, damage) for step, folder, damage in found if damage is not None)
 
 
 def restore_arrays(info: CheckpointInfo, like: Any) -> Any:
@@ -140,9 +140,9 @@ def restore_arrays(info: CheckpointInfo, like: Any) -> Any:
         CheckpointError: paths, shapes or dtypes of the leaves are not those of the checkpoint (all are named), or its
             files changed since it was found.
     """
-    fault = _fault(info.path)
-    if fault is not None:
-        raise CheckpointError(_sentence(info.step, info.path, fault))
+    damage = fault(info.path)
+    if damage is not None:
+        raise CheckpointError(_sentence(info.step, info.path, damage))
     folder, wanted = info.path.absolute() / ARRAYS, _by_path(like)
     as_numpy = {name: orbax.RestoreArgs(restore_type=np.ndarray) for name in wanted}
     with orbax.PyTreeCheckpointer() as checkpointer:
@@ -182,20 +182,14 @@ def _check_fits(info: CheckpointInfo, stored: dict[str, Any], wanted: dict[str, 
 
 
 def _write(folder: Path, leaves: dict[str, np.ndarray], metadata: str) -> None:
-    """Fills the folder under another name, forces its bytes to the disk, and gives it its name."""
+    """Fills the folder under another name, then publishes it."""
     unfinished = folder.with_name(folder.name + PARTIAL)
     try:
         unfinished.mkdir()
         with _orbax_logs_nothing(), orbax.PyTreeCheckpointer(use_compression=False) as checkpointer:
             checkpointer.save(unfinished / ARRAYS, args=orbax.args.PyTreeSave(leaves))
         (unfinished / METADATA).write_text(metadata, encoding="utf-8")
-        files = sorted(path for path in unfinished.rglob("*") if path.is_file())
-        manifest = {path.relative_to(unfinished).as_posix(): _measure(path) for path in files}
-        (unfinished / MANIFEST).write_text(json.dumps({"files": manifest}, indent=1), encoding="utf-8")
-        for path in [*unfinished.rglob("*"), unfinished]:
-            _flush(path)
-        unfinished.rename(folder)
-        _flush(folder.parent)
+        publish(unfinished, folder)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
@@ -216,45 +210,13 @@ def _orbax_logs_nothing() -> Iterator[None]:
         log.removeFilter(elsewhere)
 
 
-def _flush(path: Path) -> None:
-    """Waits until a file's bytes, or a folder's names, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _measure(file: Path) -> dict[str, Any]:
-    """What the manifest says of a file."""
-    with file.open("rb") as opened:
-        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(opened, "sha256").hexdigest()}
-
-
-def _fault(folder: Path) -> str | None:
-    """What is wrong with the files of a checkpoint; None if they are those that were written."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-        for name, written in manifest.items():
-            found = _measure(folder / name)
-            if found["bytes"] != written["bytes"]:
-                return f"{name} has {found['bytes']} bytes, {written['bytes']} were written"
-            if found != written:
-                return f"{name} does not have the checksum that was written"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).relative_to(folder)} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{MANIFEST} or a file it lists cannot be read: {error}"
-    return None if METADATA in manifest else f"{MANIFEST} does not list {METADATA}"
-
-
-def _sentence(step: int, folder: Path, fault: str) -> str:
-    return f"the checkpoint of step {step} in {folder} is torn: {fault}"
+def _sentence(step: int, folder: Path, damage: str) -> str:
+    return f"the checkpoint of step {step} in {folder} is torn: {damage}"
 
 
 def _newest_first(directory: Path) -> list[tuple[int, Path]]:
     """Step and folder of all finished checkpoints, whole or torn; of a step saved twice the later one comes first."""
-    directory = Path(directory)
+    directory = Path(directory).absolute()
     try:
         named = [(FOLDER.fullmatch(entry.name), entry) for entry in directory.iterdir()]
     except FileNotFoundError:
@@ -267,7 +229,7 @@ def _newest_first(directory: Path) -> list[tuple[int, Path]]:
 
 def _refuse_later(directory: Path, step: int) -> None:
     for later, folder in _newest_first(directory):
-        if later > step and _fault(folder) is None:
+        if later > step and fault(folder) is None:
             raise CheckpointError(
                 f"the checkpoint of step {step} cannot be written to {directory}: {folder.name} there is of a later "
                 f"step. Resume from it, move it away, or set checkpoint_dir to another directory"

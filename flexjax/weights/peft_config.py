@@ -85,8 +85,8 @@ def check_numbers(values: dict) -> None:
         if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
             raise ValueError(f"{name} is {rank!r}; a rank must be a whole number of at least 1")
     for name, alpha in alphas.items():
-        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < float("inf"):
-            raise ValueError(f"{name} is {alpha!r}; it must be a finite number")
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < abs(alpha) < float("inf"):
+            raise ValueError(f"{name} is {alpha!r}; it must be a finite number other than 0")
 
 
 def module_names(config: ModelConfig) -> list[str]:

@@ -38,8 +38,10 @@ class ModelSource:
         """Raises FileNotFoundError or ValueError as `Tokenizer.from_directory` and `Tokenizer.from_gguf`."""
         return Tokenizer.from_gguf(self.gguf.metadata) if self.gguf else Tokenizer.from_directory(self.path)
 
-    def read_defaults(self, tokenizer: Tokenizer) -> GenerationDefaults:
-        return read_generation_defaults(self.path, self.config, tokenizer.eos_token_id)
+    def read_defaults(self, tokenizer: Tokenizer | None) -> GenerationDefaults:
+        """Sampling defaults and stop ids; without a tokenizer, those that the model's files give."""
+        eos_token_id = None if tokenizer is None else tokenizer.eos_token_id
+        return read_generation_defaults(self.path, self.config, eos_token_id)
 
 
 def open_model(name_or_path: str | Path, revision: str | None = None) -> ModelSource:

@@ -33,8 +33,8 @@ class Case:
         indices = np.repeat(*np.array(self.tiles, np.int32).T)
         return {
             "x": normal(random, (len(indices), self.inputs), self.dtype),
-            "a": normal(random, (self.inputs, rank), self.dtype) * self.inputs**-0.5,
-            "b": normal(random, (rank, self.outputs), self.dtype) * RANK_UNIT**-0.5,
+            "a": normal(random, (self.inputs, rank), self.dtype, self.inputs**-0.5),
+            "b": normal(random, (rank, self.outputs), self.dtype, RANK_UNIT**-0.5),
             "indices": indices,
             "owner": np.array(self.owner, np.int32),
             "scale": random.uniform(0.5, 2.0, adapters).astype(np.float32),
@@ -58,8 +58,8 @@ class GradCase:
         return {
             "x": normal(random, (self.slots, self.inputs), self.dtype),
             "d_y": normal(random, (self.slots, self.outputs), self.dtype),
-            "a": normal(random, (self.inputs, self.rank), self.dtype) * self.inputs**-0.5,
-            "b": normal(random, (self.rank, self.outputs), self.dtype) * self.rank**-0.5,
+            "a": normal(random, (self.inputs, self.rank), self.dtype, self.inputs**-0.5),
+            "b": normal(random, (self.rank, self.outputs), self.dtype, self.rank**-0.5),
             "scale": np.float32(1.5),
         }
 

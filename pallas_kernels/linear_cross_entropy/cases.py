@@ -29,7 +29,7 @@ class Case:
         shape = (self.vocabulary, self.hidden) if self.transposed else (self.hidden, self.vocabulary)
         return {
             "hidden": normal(random, (self.tokens, self.hidden), self.dtype),
-            "head": normal(random, shape, self.dtype) * (3 * self.hidden**-0.5),
+            "head": normal(random, shape, self.dtype, 3 * self.hidden**-0.5),
             "targets": targets.astype(np.int32),
             "chunk": self.chunk,
             "transposed": self.transposed,

@@ -1,4 +1,6 @@
-"""Every case, however large, describes a call that its operation accepts; nothing is allocated to see that."""
+"""The cases for timing describe calls that their operations accept; only the small model's are made."""
+
+import functools
 
 import jax
 import pytest
@@ -6,6 +8,7 @@ import pytest
 import pallas_kernels
 from pallas_kernels.grouped_lora import cases as grouped_lora_cases
 from pallas_kernels.linear_cross_entropy import cases as linear_cross_entropy_cases
+from pallas_kernels.model_shapes import SMOLLM2_135M
 from pallas_kernels.page_write import cases as page_write_cases
 from pallas_kernels.paged_attention import cases as paged_attention_cases
 from pallas_kernels.window_attention_grad import cases as window_attention_grad_cases
@@ -20,12 +23,15 @@ LARGE = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "case"), [pytest.param(name, case, id=case.name) for name, cases in LARGE.items() for case in cases]
-)
-def test_large_cases_are_accepted(name, case):
-    results = jax.eval_shape(lambda: getattr(pallas_kernels, name)(**case.make(seed=0)))
-    assert all(result.size for result in jax.tree.leaves(results))
+@pytest.mark.parametrize("name", sorted(LARGE))
+def test_cases_of_the_small_model_are_accepted(name):
+    of_small_model = [case for case in LARGE[name] if SMOLLM2_135M.name in case.name]
+    assert of_small_model
+    for case in of_small_model:
+        arguments = case.make(seed=0)
+        static = {key: value for key, value in arguments.items() if isinstance(value, int | float)}
+        arrays = {key: value for key, value in arguments.items() if key not in static}
+        jax.eval_shape(functools.partial(getattr(pallas_kernels, name), **static), **arrays)
 
 
 @pytest.mark.parametrize("name", sorted(LARGE))

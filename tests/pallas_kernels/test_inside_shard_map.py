@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
@@ -37,8 +36,8 @@ def test_runs_on_a_mesh(name):
     arguments = {key: value for key, value in arguments.items() if key not in static}
     operation = functools.partial(getattr(pallas_kernels, name), **static)
     mesh = jax.make_mesh((2,), ("tp",), (AxisType.Auto,), devices=jax.devices()[:2])
-    of_device = lambda device: {key: arguments[key] * (1 + device) for key in sharded}
-    stacked = jax.tree.map(lambda *shards: jnp.stack(shards), of_device(0), of_device(1))
+    of_device = lambda device: {key: arguments[key] * np.asarray(1 + device, arguments[key].dtype) for key in sharded}
+    stacked = jax.tree.map(lambda *shards: np.stack(shards), of_device(0), of_device(1))
 
     def body(stacked, arguments):
         local = arguments | {key: value[0] for key, value in stacked.items()}
@@ -46,9 +45,11 @@ def test_runs_on_a_mesh(name):
 
     specs = (PartitionSpec("tp"), PartitionSpec())
     on_mesh = jax.jit(jax.shard_map(body, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("tp")))
-    results = on_mesh(stacked, {key: value for key, value in arguments.items() if key not in sharded})
+    replicated = {key: value for key, value in arguments.items() if key not in sharded}
+    results = jax.device_get(on_mesh(stacked, replicated))
+    compiled = jax.jit(operation)
     for device in range(2):
-        alone = jax.jit(operation)(**arguments | of_device(device))
+        alone = compiled(**arguments | of_device(device))
         for got, want in zip(jax.tree.leaves(results), jax.tree.leaves(alone), strict=True):
             np.testing.assert_array_equal(got[device], want)
 

@@ -221,7 +221,8 @@ class Simulation:
     def drain(self, most=5000):
         """Runs until nothing is left; fails if that takes more than ``most`` iterations."""
         for _ in range(most):
-            if self.step() is None and not self.flying:
+            waited_for = len(self.flying)
+            if self.step() is None and not waited_for:
                 break
         assert self.scheduler.idle, "work is left, but nothing is scheduled"
         statistics = self.scheduler.statistics

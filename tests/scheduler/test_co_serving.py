@@ -69,8 +69,9 @@ def test_a_tighter_objective_gives_less_finetuning_and_shorter_iterations(simula
 
 def test_an_objective_below_decoding_leaves_no_room_until_the_load_falls(simulate):
     sim = simulate(objective=0.001)
-    sim.request(words(30), new=60)
-    sim.step()
+    sim.request(words(30), new=120)
+    for _ in range(40):
+        sim.step()
     assert sim.microbatch()
     for _ in range(20):
         iteration = sim.step()
@@ -197,7 +198,7 @@ def test_a_paused_job_does_not_keep_a_request_from_its_pages(simulate):
 @pytest.mark.parametrize("moment", [0, 1, 3, 6, 12])
 def test_a_job_is_cancelled_at_any_unit(simulate, moment):
     sim = simulate(objective=0.006, pages=30)
-    sim.microbatch(lengths=(300,))
+    sim.microbatch(lengths=(300,), layers=60)
     for _ in range(moment):
         sim.step()
     request = sim.request(words(100), new=10)

@@ -76,55 +76,57 @@ def test_pages_may_lie_anywhere(llama):
     jax.tree.map(np.testing.assert_array_equal, *results)
 
 
-class TestMixedBatch:
-    """One step with decode rows, prompt tiles and finetuning windows of two adapters and none, against each alone."""
+ADAPTER_RANKS = {"small": (8, 2.0, 1), "large": (20, 0.5, 2)}
 
-    RANKS = {"small": (8, 2.0, 1), "large": (20, 0.5, 2)}
 
-    @pytest.fixture(scope="class")
-    def adapters(self, llama):
-        return {name: (llama.factors(rank, seed), scale) for name, (rank, scale, seed) in self.RANKS.items()}
+@pytest.fixture(scope="module")
+def adapters(llama):
+    return {name: (llama.factors(rank, seed), scale) for name, (rank, scale, seed) in ADAPTER_RANKS.items()}
 
-    @pytest.fixture(scope="class")
-    def mixed(self, llama, adapters):
-        """(rig, output of the mixed step): rows 0 to 2 decode with "small", no adapter and "large"; row 3 begins a
-        prompt with "large"; and two sequences of one microbatch train "small"."""
-        rig = Rig(llama)
-        versions = {name: rig.load(name, *adapters[name]) for name in adapters} | {None: rig.table.find(None)}
-        for number, name in enumerate(("small", None, "large")):
-            rig.seat(number, row=number, tokens=llama.tokens(50 + 10 * number, seed=number), adapter=versions[name], room=4)
-            rig.step(PROMPT, prompts=[(number, 0, 50 + 10 * number)])
-        rig.seat(3, row=3, tokens=llama.tokens(101, seed=3), adapter=versions["large"])
-        rig.version = versions["small"]
-        group = [example(llama.tokens(length, seed=length)) for length in (131, 60)]
-        (packed,) = pack_group(group, MICROBATCH, 0, 0)
-        rig.hold(0, packed)
-        output = rig.step(MIXED, decode=(0, 1, 2), prompts=[(3, 0, 64)], windows=[(0, 0, 0, 130), (0, 1, 0, 59)])
-        return rig, output
 
-    @pytest.mark.parametrize("row, name", [(0, "small"), (1, None), (2, "large")])
-    def test_decode_rows(self, llama, adapters, mixed, row, name):
-        rig, output = mixed
-        tokens = np.array(rig.serving[row].tokens)
-        expected = llama.dense.logprobs(tokens, *adapters.get(name, ()))[-2]
-        _, ids, values = (part[row : row + 1] for part in output.logprobs)
-        assert_likeliest(ids, values, expected[None])
+@pytest.fixture(scope="module")
+def mixed(llama, adapters):
+    """(rig, output of the mixed step): rows 0 to 2 decode with "small", no adapter and "large"; row 3 begins a
+    prompt with "large"; and two sequences of one microbatch train "small"."""
+    rig = Rig(llama)
+    versions = {name: rig.load(name, *adapters[name]) for name in adapters} | {None: rig.table.find(None)}
+    for number, name in enumerate(("small", None, "large")):
+        rig.seat(number, row=number, tokens=llama.tokens(50 + 10 * number, seed=number), adapter=versions[name], room=4)
+        rig.step(PROMPT, prompts=[(number, 0, 50 + 10 * number)])
+    rig.seat(3, row=3, tokens=llama.tokens(101, seed=3), adapter=versions["large"])
+    rig.version = versions["small"]
+    group = [example(llama.tokens(length, seed=length)) for length in (131, 60)]
+    (packed,) = pack_group(group, MICROBATCH, 0, 0)
+    rig.hold(0, packed)
+    output = rig.step(MIXED, decode=(0, 1, 2), prompts=[(3, 0, 64)], windows=[(0, 0, 0, 130), (0, 1, 0, 59)])
+    return rig, output
 
-    def test_prompt_goes_on_in_another_step(self, llama, adapters, mixed):
-        rig, _ = mixed
-        output = rig.step(PROMPT, prompts=[(3, 64, 37)])
-        expected = llama.dense.logprobs(rig.serving[3].request.prompt, *adapters["large"])
-        assert_likeliest(*(part[:37] for part in output.prompt_logprobs[1:]), expected[64:])
 
-    @pytest.mark.parametrize("sequence", [0, 1])
-    def test_finetuning_windows(self, llama, adapters, mixed, sequence):
-        rig, _ = mixed
-        training = rig.training[0]
-        start, length = training.packed.starts[sequence], training.packed.lengths[sequence]
-        pages = np.array([block[1] for block in training.pages.blocks])
-        final = np.asarray(read_final(rig.pool, pages, llama.config.hidden_size))[start : start + length]
-        expected = llama.dense.final_states(training.packed.input_ids[start : start + length], *adapters["small"])
-        assert_close(final, expected, 1e-5, "final hidden state")
+@pytest.mark.parametrize("row, name", [(0, "small"), (1, None), (2, "large")])
+def test_decode_rows_of_a_mixed_step_are_as_alone(llama, adapters, mixed, row, name):
+    rig, output = mixed
+    tokens = np.array(rig.serving[row].tokens)
+    expected = llama.dense.logprobs(tokens, *adapters.get(name, ()))[-2]
+    _, ids, values = (part[row : row + 1] for part in output.logprobs)
+    assert_likeliest(ids, values, expected[None])
+
+
+def test_prompt_of_a_mixed_step_goes_on_in_another(llama, adapters, mixed):
+    rig, _ = mixed
+    output = rig.step(PROMPT, prompts=[(3, 64, 37)])
+    expected = llama.dense.logprobs(rig.serving[3].request.prompt, *adapters["large"])
+    assert_likeliest(*(part[:37] for part in output.prompt_logprobs[1:]), expected[64:])
+
+
+@pytest.mark.parametrize("sequence", [0, 1])
+def test_finetuning_windows_of_a_mixed_step_are_as_alone(llama, adapters, mixed, sequence):
+    rig, _ = mixed
+    training = rig.training[0]
+    start, length = training.packed.starts[sequence], training.packed.lengths[sequence]
+    pages = np.array([block[1] for block in training.pages.blocks])
+    final = np.asarray(read_final(rig.pool, pages, llama.config.hidden_size))[start : start + length]
+    expected = llama.dense.final_states(training.packed.input_ids[start : start + length], *adapters["small"])
+    assert_close(final, expected, 1e-5, "final hidden state")
 
 
 def test_requests_without_an_adapter_do_not_notice_resident_ones(llama):

@@ -233,7 +233,7 @@ def test_full_disk_leaves_the_last_checkpoint(tmp_path: Path, caplog: pytest.Log
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))  # a write beyond fails, as on a full disk
     try:
         with pytest.raises(CheckpointError, match="step 2 cannot be written to .*File too large") as error:
-            save_checkpoint(tmp_path, 2, {"weights": jnp.ones((100_000,))}, {})
+            save_checkpoint(tmp_path, 2, {"weights": jnp.ones((100_000,))}, {}, keep=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert str(tmp_path) in str(error.value)

@@ -101,7 +101,7 @@ def test_gradients_are_those_of_the_forward_product():
 
 def test_slots_without_a_cotangent_contribute_nothing():
     arguments = SMALL_GRAD[1].make(seed=6)
-    arguments["d_y"] = arguments["d_y"].at[64:].set(0)
+    arguments["d_y"][64:] = 0
     d_a, d_b, d_x = grouped_lora_grad(**arguments)
     half = arguments | {"x": arguments["x"][:64], "d_y": arguments["d_y"][:64]}
     expected = grouped_lora_grad(**half)

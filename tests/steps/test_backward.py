@@ -1,0 +1,215 @@
+"""Windowed backward = `jax.grad` over whole sequences: loss and every LoRA gradient against the dense model in float64."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flexjax.finetuning.packing import pack_group
+from flexjax.layout import PAGE_TOKENS
+from flexjax.models.lora import MODULES, Dropout, module_widths
+from flexjax.steps.forward import tile_seeds
+from tests.ladder import (
+    DECODE,
+    FULL,
+    LEAN,
+    LLAMA,
+    MICROBATCH,
+    MIXED,
+    PROMPT,
+    QWEN,
+    WIDE,
+    Model,
+    Rig,
+    assert_trees_close,
+    example,
+)
+
+TOLERANCE = 2e-5
+"""Relative to the largest gradient of a factor: float32 against float64 through three layers."""
+
+SCALE, RATE = 1.5, 0.3
+
+
+@functools.cache
+def group(config, lengths=(180, 66, 40)) -> tuple:
+    """Packed they take 3, 2 and 1 tiles: windows of 128 slots cut the first sequence and hold two others together.
+    The prompts (the first third) are not trained; nor is the last token of the second, which cuts its last tile off."""
+    model = Model.random(config)
+    examples = []
+    for index, length in enumerate(lengths):
+        trained = np.arange(length) > length // 3
+        trained[-1] &= index != 1
+        examples.append(example(model.tokens(length, seed=100 + index), trained))
+    return tuple(examples)
+
+
+def dense_gradients(config, examples, factors, scale=SCALE, multipliers=()):
+    tokens, trained = [each.input_ids for each in examples], [each.loss_mask for each in examples]
+    return Model.random(config).dense.loss_and_gradients(tokens, trained, factors, scale, multipliers)
+
+
+@functools.cache
+def factors_of(config) -> dict:
+    """Rank 4: half of each unit of the rank axis is padding."""
+    return Model.random(config).factors(rank=4, seed=7)
+
+
+@functools.cache
+def expected_of(config) -> tuple[float, dict]:
+    return dense_gradients(config, group(config), factors_of(config))
+
+
+def packed_rig(config=LLAMA, factors=None, dropout=0.0, **shape) -> Rig:
+    """A rig whose microbatch 0 holds the group."""
+    rig = Rig(Model.random(config), **shape)
+    rig.begin(factors or factors_of(config), SCALE, dropout=dropout > 0)
+    (packed,) = pack_group(group(config), MICROBATCH, 0, 0)
+    rig.hold(0, packed, dropout)
+    return rig
+
+
+@pytest.mark.parametrize("tape, window", [(LEAN, 128), (WIDE, 64), (FULL, 384)], ids=["lean-128", "wide-64", "full-384"])
+def test_every_tape_and_window(tape, window):
+    rig = packed_rig(tape=tape, window=window)
+    loss = rig.train(0)
+    expected_loss, expected = expected_of(LLAMA)
+    assert loss == pytest.approx(expected_loss, rel=1e-6)
+    assert_trees_close(rig.factor_gradients(), expected, TOLERANCE)
+
+
+def test_biases_tied_embeddings_and_grouped_queries():
+    rig = packed_rig(QWEN)
+    loss = rig.train(0)
+    expected_loss, expected = expected_of(QWEN)
+    assert loss == pytest.approx(expected_loss, rel=1e-6)
+    assert_trees_close(rig.factor_gradients(), expected, TOLERANCE)
+
+
+@pytest.mark.parametrize("modules", [("down_proj",), ("q_proj", "v_proj"), ("k_proj", "o_proj", "gate_proj")], ids=",".join)
+def test_every_set_of_target_modules(modules):
+    """An absent module is one whose factors are zero, and has no gradient to compare."""
+    chosen = {k: {name: factors_of(LLAMA)[k][name] for name in modules} for k in ("a", "b")}
+    nulled = {k: {name: f * (name in modules) for name, f in factors_of(LLAMA)[k].items()} for k in ("a", "b")}
+    rig = packed_rig(factors=chosen)
+    loss = rig.train(0)
+    expected_loss, expected = dense_gradients(LLAMA, group(LLAMA), nulled)
+    assert loss == pytest.approx(expected_loss, rel=1e-6)
+    got = rig.factor_gradients()
+    assert got["a"].keys() == set(modules)
+    assert_trees_close(got, {k: {name: expected[k][name] for name in modules} for k in ("a", "b")}, TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [[(0, 2, 0, 39), (0, 0, 0, 64)], [(0, 0, 64, 115)], [(0, 1, 0, 64)]],
+        [[(0, 1, 0, 64), (0, 0, 0, 128)], [(0, 2, 0, 39), (0, 0, 128, 51)]],
+    ],
+    ids=["three", "two"],
+)
+def test_forward_windows_may_be_cut_anywhere(steps):
+    """Into other steps, in another order of sequences, beside requests."""
+    rig = packed_rig()
+    rig.seat(0, row=1, tokens=rig.model.tokens(30, seed=1), room=8)
+    rig.step(PROMPT, prompts=[(0, 0, 30)])
+    for windows in steps:
+        rig.step(MIXED, decode=(0,), windows=windows)
+    assert rig.loss(0) == pytest.approx(expected_of(LLAMA)[0], rel=1e-6)
+    rig.backward(0)
+    assert_trees_close(rig.factor_gradients(), expected_of(LLAMA)[1], TOLERANCE)
+
+
+def test_requests_between_units_change_nothing():
+    """To the bit: gradients with a decode or a prompt step between any two units equal those without."""
+    results = []
+    for interleaved in (False, True):
+        rig = packed_rig()
+        rig.seat(0, row=1, tokens=rig.model.tokens(30, seed=1), adapter=rig.version, room=40)
+        rig.step(PROMPT, prompts=[(0, 0, 30)])
+        rig.step(MIXED, windows=rig.whole_windows(0))
+        loss = rig.loss(0)
+        rig.backward(0, between=(lambda rig=rig: rig.step(DECODE, decode=(0,))) if interleaved else lambda: None)
+        results.append((loss, rig.factor_gradients()))
+    jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+def test_microbatches_of_a_group_add_up():
+    """Two microbatches, each divided by the targets of both, and held at the same time."""
+    examples = group(LLAMA, lengths=(300, 70, 129, 20))
+    microbatches = pack_group(examples, MICROBATCH, 0, 0)
+    assert len(microbatches) == 2
+    rig = Rig(Model.random(LLAMA))
+    rig.begin(factors_of(LLAMA), SCALE)
+    for number, packed in enumerate(microbatches):
+        rig.hold(number, packed)
+        rig.step(MIXED, windows=rig.whole_windows(number))
+    loss = 0
+    for number in range(2):
+        loss += rig.loss(number)
+        rig.backward(number)
+    expected_loss, expected = dense_gradients(LLAMA, examples, factors_of(LLAMA))
+    assert loss == pytest.approx(expected_loss, rel=1e-6)
+    assert_trees_close(rig.factor_gradients(), expected, TOLERANCE)
+
+
+def kept_inputs(rig: Rig) -> list[dict[str, np.ndarray]]:
+    """Per sequence: what the dropout of microbatch 0 multiplies LoRA inputs by, module -> [layers, T, in]."""
+    packed, widths = rig.training[0].packed, module_widths(rig.dims.model)
+    multipliers = []
+    for start, length in zip(packed.starts, packed.lengths, strict=True):
+        blocks = range(start // PAGE_TOKENS, -(-(start + length) // PAGE_TOKENS))
+        seeds = tile_seeds(jnp.array([rig.training[0].tile_seed(block) for block in blocks], jnp.uint32))[:length]
+        rate = jnp.full(length, RATE, jnp.float32)
+        of_layer = lambda layer, name, seeds=seeds, rate=rate: Dropout(seeds, rate, jnp.int32(layer))(
+            name, jnp.ones((len(seeds), widths[name][0]))
+        )
+        layers = range(rig.dims.model.num_layers)
+        multipliers.append({name: np.stack([of_layer(layer, name) for layer in layers]) for name in MODULES})
+    return multipliers
+
+
+@pytest.fixture(scope="module")
+def dropped():
+    rig = packed_rig(dropout=RATE)
+    return rig, rig.train(0)
+
+
+def test_dropout_is_the_dense_model_with_its_mask(dropped):
+    rig, loss = dropped
+    assert abs(loss / expected_of(LLAMA)[0] - 1) > 1e-3  # the mask matters
+    kept = kept_inputs(rig)
+    expected_loss, expected = dense_gradients(LLAMA, rig.training[0].packed.examples, factors_of(LLAMA), multipliers=kept)
+    assert loss == pytest.approx(expected_loss, rel=1e-6)
+    assert_trees_close(rig.factor_gradients(), expected, TOLERANCE)
+
+
+def test_dropout_drops_the_same_in_forward_and_backward(dropped):
+    """The slope of the forward loss along the gradient, by central differences, is the squared norm of the gradient."""
+    rig, _ = dropped
+    gradients = rig.factor_gradients()
+    gradients = {
+        "a": {name: g[:, :, :4] for name, g in gradients["a"].items()},
+        "b": {name: g[:, :4] for name, g in gradients["b"].items()},
+    }
+    squared = sum(float(np.sum(np.square(g, dtype=np.float64))) for g in jax.tree.leaves(gradients))
+    step, losses = 2e-3 / squared**0.5, []
+    for sign in (1, -1):
+        moved = jax.tree.map(lambda f, g, sign=sign: f + np.float32(sign * step) * g, factors_of(LLAMA), gradients)
+        probe = packed_rig(factors=moved, dropout=RATE)
+        losses.append(probe.train(0))
+    # float32 losses near 5 are exact to 5e-7, a tenth of a percent of their difference
+    assert (losses[0] - losses[1]) / (2 * step) == pytest.approx(squared, rel=1e-2)
+
+
+def test_bfloat16_stays_near():
+    """Eight bits of mantissa through three layers: gradients point the same way."""
+    rig = packed_rig(tape=FULL, dtype=jnp.bfloat16)
+    assert rig.train(0) == pytest.approx(expected_of(LLAMA)[0], rel=1e-2)
+    got, (_, expected) = rig.factor_gradients(), expected_of(LLAMA)
+    for name in MODULES:
+        for g, e in ((got["a"][name][:, :, :4], expected["a"][name]), (got["b"][name][:, :4], expected["b"][name])):
+            assert np.vdot(g, e) / (np.linalg.norm(g) * np.linalg.norm(e)) > 0.995
+            assert np.linalg.norm(g) == pytest.approx(np.linalg.norm(e), rel=0.05)
