@@ -55,7 +55,7 @@ def update(
     before clipping (float32).
     """
     grads = {"a": whole(gradients.a, "a"), "b": whole(gradients.b, "b")}
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     if spec.max_grad_norm is not None:
         # torch.nn.utils.clip_grad_norm_, epsilon included
         grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, spec.max_grad_norm / (norm + 1e-6)), grads)

@@ -155,6 +155,7 @@ class Simulation:
         self.requests = {}
         self.first_token_at = {}
         self.finished_microbatches = []
+        self.tape_pages = {}
 
     def request(self, prompt, new=8, **fields) -> Request:
         sampling = SamplingParams(**fields.pop("sampling", {}))
@@ -176,9 +177,14 @@ class Simulation:
         """Schedules and runs one iteration, and completes the oldest if more than ``lag`` are under way."""
         iteration = self.scheduler.schedule(self.now)
         for dropped in self.scheduler.dropped:
+            assert not self.device.unit_log[dropped]
             self.device.forwarded[dropped].clear()
         if iteration is not None:
             self.require_budget(iteration)
+            for part in iteration.windows:
+                blocks = self.scheduler.microbatch_pages(part.microbatch).blocks
+                self.tape_pages[part.microbatch] = tuple(page for block in blocks for page in block)
+            self.require_fence(iteration)
             self.history.append(iteration)
             self.flying.append((iteration, self.device.run(iteration)))
         if self.flying and (iteration is None or len(self.flying) > self.lag):
@@ -204,6 +210,36 @@ class Simulation:
             )
             assert self.latency.forward_seconds(iteration.layout, iteration.context_tokens) == cheapest
 
+    def require_fence(self, iteration):
+        """While an iteration is under way its pages have no new owner, what it writes no other reader, and a request
+        in it no new row."""
+        reads, writes = self.pages_of(iteration)
+        for earlier, _ in self.flying:
+            earlier_reads, earlier_writes = self.pages_of(earlier)
+            for page, owner in writes.items():
+                assert earlier_reads[page] <= {owner}
+            for page, owner in earlier_writes.items():
+                assert reads[page] <= {owner}
+            users = {slot.request_id for slot in earlier.decode + earlier.prompts}
+            assert not users & set(iteration.admitted)
+
+    def pages_of(self, iteration):
+        """Who uses, and who writes, each page in an iteration."""
+        reads, writes = defaultdict(set), {}
+        for part in iteration.decode + iteration.prompts:
+            for page in part.pages:
+                reads[page].add(part.request_id)
+        for slot in iteration.decode:
+            writes[slot.pages[slot.position // PAGE_TOKENS]] = slot.request_id
+        for part in iteration.prompts:
+            writes |= dict.fromkeys(part.pages[part.start // PAGE_TOKENS :], part.request_id)
+        for part in iteration.windows + iteration.units:
+            known = self.tape_pages.get(part.microbatch, ())
+            for page in known:
+                reads[page].add(("tape", part.microbatch))
+            writes |= dict.fromkeys(known, ("tape", part.microbatch))
+        return reads, writes
+
     def complete_one(self):
         iteration, tokens = self.flying.popleft()
         seconds = self.cost(iteration)
@@ -216,6 +252,7 @@ class Simulation:
             if reason is not None:
                 assert request_id not in self.reasons
                 self.reasons[request_id] = str(reason)
+        assert set(completion.microbatches) <= {unit.microbatch for unit in iteration.units}
         self.finished_microbatches += completion.microbatches
 
     def drain(self, most=5000):

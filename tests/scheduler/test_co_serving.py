@@ -127,6 +127,21 @@ def test_a_dropped_tape_is_named_loses_its_pages_and_begins_again(simulate):
     assert sim.scheduler.statistics.preemptions == 0
 
 
+def test_a_tape_that_a_loss_has_read_is_kept(simulate):
+    layouts = (SlotLayout(8), SlotLayout(8, 640, tape=True))
+    options = {"finetune_tokens": 640, "backward_units": 1, "layout": layouts[1]}
+    sim = simulate("fixed_budget", pages=30, caching=False, layouts=layouts, **options)
+    assert sim.microbatch(lengths=(640,), pages_per_block=2, window=64)
+    sim.step()
+    assert sim.history[0].windows and sim.history[0].units
+    sim.request(words(700), new=30)
+    sim.step()
+    assert not sim.scheduler.dropped and sim.scheduler.statistics.waiting == 1
+    sim.drain()
+    sim.verify()
+    assert sim.finished_microbatches == [0] and len(sim.reasons) == 1
+
+
 def test_a_microbatch_takes_only_what_requests_leave(simulate):
     sim = simulate(pages=30)
     sim.request(words(700), new=100)
