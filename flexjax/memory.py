@@ -35,6 +35,11 @@ class MemoryPlan:
     def total(self) -> int:
         return sum(size for _, size in self.fixed) + self.pages * self.page_bytes
 
+    @property
+    def affordable(self) -> int:
+        """Pages that would fit, wanted or not."""
+        return self.pages + (self.limit - self.total) // self.page_bytes
+
     def rows(self) -> list[tuple[str, int]]:
         """(purpose, bytes) as a table prints them."""
         pool = (f"pages ({self.pages} of {PAGE_TOKENS} tokens)", self.pages * self.page_bytes)

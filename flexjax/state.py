@@ -17,6 +17,9 @@ from flexjax.models.lora import MODULES, RANK_UNIT, ROW_PARALLEL, module_widths
 TAPE_NAMES = ("x", "q", "attention", "mid", "gate", "up")
 """Named inputs of the decoder's stages, in the order in which a layer makes them. "attention" carries its log-sum-exp."""
 
+UNTAPED_COLUMNS = 2
+"""Pages that 64 tokens of a finetuning sequence take besides its tape: keys and values, and the final hidden state."""
+
 
 @dataclass(frozen=True)
 class TapeLayout:
@@ -95,7 +98,7 @@ class Dimensions:
     @property
     def pages_per_block(self) -> int:
         """Pages that 64 tokens of a finetuning microbatch take: K/V, final hidden state, tape columns."""
-        return 2 + self.tape_layout.columns
+        return UNTAPED_COLUMNS + self.tape_layout.columns
 
     @property
     def page_bytes(self) -> int:

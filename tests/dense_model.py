@@ -13,6 +13,9 @@ import numpy as np
 PADDED_TOKENS = 128
 """Sequences are padded at their end to a multiple of this, which a causal model does not notice."""
 
+QUICK = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
+"""Compiler options that halve the time to compile what runs only a few times."""
+
 
 class DenseModel:
     """A model and its loss in float64.
@@ -25,9 +28,9 @@ class DenseModel:
     def __init__(self, config, tensors: dict[str, np.ndarray]):
         self.config = config
         self.tensors = {name: np.asarray(array, np.float64) for name, array in tensors.items()}
-        self._states = jax.jit(functools.partial(sequence_states, config))
-        self._logits = jax.jit(functools.partial(sequence_logits, config))
-        self._gradients = jax.jit(jax.value_and_grad(functools.partial(mean_loss, config)))
+        compiled = lambda function: jax.jit(functools.partial(function, config), compiler_options=QUICK)
+        self._states, self._logits = compiled(sequence_states), compiled(sequence_logits)
+        self._gradients = compiled(lambda *arguments: jax.value_and_grad(mean_loss, argnums=1)(*arguments))
 
     def logits(self, tokens, adapter: dict | None = None, scale: float = 1.0) -> np.ndarray:
         """tokens [T] -> logits [T, vocab]. ``adapter``: {"a": module -> [layers, in, r], "b": module -> [layers, r, out]}."""
@@ -47,14 +50,17 @@ class DenseModel:
 
         Args:
             sequences: token ids each; trained: bool each, whether the token is a target.
-            multipliers: per sequence, module -> [layers, T, in] that LoRA inputs are multiplied by (dropout).
+            multipliers: per sequence, module -> [layers, T, in] that LoRA inputs are multiplied by (dropout);
+                none: by one.
         """
         length = max(map(len, sequences))
         length += -length % PADDED_TOKENS
         pad = lambda row: np.pad(row, (0, length - len(row)))
-        stretch = lambda m: np.pad(m, ((0, 0), (0, length - m.shape[1]), (0, 0)), constant_values=1)
+        stretch = lambda m: np.pad(m, ((0, 0), (0, length - m.shape[1]), (0, 0)))
         tokens, targets = np.stack([pad(s) for s in sequences]), np.stack([pad(t) for t in trained])
-        masks = {k: np.stack([stretch(m[k]) for m in multipliers]) for k in multipliers[0]} if multipliers else {}
+        ones = {name: np.ones((len(a), length, a.shape[1])) for name, a in adapter["a"].items()}
+        multipliers = multipliers or [ones] * len(sequences)
+        masks = {name: np.stack([stretch(m[name]) for m in multipliers]) for name in ones}
         with jax.enable_x64(True):
             loss, gradients = self._gradients(doubled(adapter), self.tensors, tokens, targets, scale, doubled(masks))
             return float(loss), jax.tree.map(np.asarray, gradients)

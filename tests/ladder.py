@@ -40,10 +40,10 @@ from flexjax.steps.kernels import Kernels
 from flexjax.steps.update import OptimizerSpec, new_master
 from flexjax.weights.huggingface import huggingface_name
 from flexjax.weights.stacking import StackedWeights, parts_of
-from tests.dense_model import DenseModel
+from tests.dense_model import QUICK, DenseModel
 
 LLAMA = ModelConfig(
-    **dict(model_type="llama", vocab_size=56, hidden_size=48, intermediate_size=72, num_layers=3, num_heads=8),
+    **dict(model_type="llama", vocab_size=56, hidden_size=48, intermediate_size=72, num_layers=2, num_heads=8),
     **dict(num_kv_heads=4, head_dim=4, rms_norm_eps=1e-5, rope_theta=10000.0, tie_word_embeddings=False),
     **dict(attention_bias=False, max_position_embeddings=512, rope_scaling=Llama3RopeScaling(8.0, 1.0, 4.0, 64)),
 )
@@ -60,7 +60,8 @@ ROWS, CONTEXT, MICROBATCH, WINDOW, PAGES, RANK_CAPACITY, ADAPTERS = 4, 384, 384,
 DECODE = SlotLayout(ROWS, logprobs=True)
 PROMPT = SlotLayout(ROWS, 256, logprobs=True, prompt_logprobs=True)
 MIXED = SlotLayout(ROWS, 384, tape=True, logprobs=True)
-DROPOUT = SlotLayout(ROWS, 384, tape=True, dropout=True)
+TAPED = SlotLayout(ROWS, 384, tape=True)
+DROPOUT = SlotLayout(ROWS, 384, tape=True, dropout=True, logprobs=True)
 LEAN, WIDE, FULL = ("x",), ("x", "attention", "gate", "up"), ("x", "q", "attention", "mid", "gate", "up")
 GREEDY = SamplingParams(temperature=0.0)
 
@@ -123,8 +124,7 @@ def compiled(model: Model, tape: tuple[str, ...], window: int, pages: int, dtype
     weights = place_weights(shapes, model.tree(dtype, tp), lambda _, array: jnp.asarray(array))
     mesh = Mesh(np.array(jax.devices()[:tp]), ("tp",))
     programs = Programs(definition, weights, dims, Kernels(), mesh)
-    if jax.default_backend() == "cpu":
-        programs.options = {"xla_backend_optimization_level": 0}  # halves the time to compile
+    programs.options = programs.options | QUICK
     return programs, weights
 
 
@@ -253,7 +253,7 @@ class Rig:
 
     def train(self, number: int) -> float:
         """Forward, loss and backward of a held microbatch; the gradients of several add up. Returns the loss."""
-        self.step(DROPOUT if self.job.dropout else MIXED, windows=self.whole_windows(number))
+        self.step(DROPOUT if self.job.dropout else TAPED, windows=self.whole_windows(number))
         loss = self.loss(number)
         self.backward(number)
         return loss
@@ -296,6 +296,12 @@ def example(tokens, trained=None) -> Example:
     """A finetuning sequence; ``trained`` marks the targets (default: every token but the first)."""
     mask = np.arange(len(tokens)) > 0 if trained is None else np.asarray(trained, bool)
     return Example(np.asarray(tokens, np.int32), mask, line=1)
+
+
+def assert_likeliest(ids, values, expected, tolerance: float) -> None:
+    """The likeliest ids [N, 20] that a step reports and their log-probabilities against all of them, [N, vocab]."""
+    np.testing.assert_allclose(values, np.take_along_axis(expected, ids, axis=-1), atol=tolerance)
+    np.testing.assert_allclose(values, -np.sort(-expected, axis=-1)[:, : values.shape[1]], atol=tolerance)
 
 
 def assert_trees_close(got: dict, expected: dict, tolerance: float) -> None:

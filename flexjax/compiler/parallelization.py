@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from flexjax.compiler.communication import Collective, CommunicationModel, Traffic
 from flexjax.compiler.pruning import checked_modules
+from flexjax.fields import ConfigError
 from flexjax.models.config import ModelConfig
 from flexjax.models.lora import ROW_PARALLEL, module_widths
 from flexjax.models.sharding import TP_AXIS
@@ -150,7 +151,7 @@ def parallel_plan(
         model, traffic: the defaults of their classes when None.
 
     Raises:
-        ValueError: no module, an unknown one, or a width that does not divide over the shards.
+        ConfigError: no module, an unknown one, or a width that does not divide over the shards.
     """
     model, traffic, widths = model or CommunicationModel(), traffic or Traffic(), module_widths(config)
     choices = []
@@ -188,7 +189,7 @@ def module_candidates(module: str, width: int, out: int, rank: int, item: int, t
     row = module in ROW_PARALLEL
     for end, size in (("input", width),) if row else (("output", out),):
         if size % tp:
-            raise ValueError(f"the {end} of {module} has {size} values, which tp = {tp} does not divide; lower tp")
+            raise ConfigError(f"the {end} of {module} has {size} values, which tp = {tp} does not divide; lower tp")
     for a, b in product(PLACEMENTS, PLACEMENTS):
         sizes = {(0, ROWS): width, (0, COLUMNS): rank, (1, ROWS): rank, (1, COLUMNS): out}
         if any(axis is not None and sizes[factor, axis] % tp for factor, axis in enumerate((a, b))):

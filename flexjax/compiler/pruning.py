@@ -13,6 +13,7 @@ from math import ceil
 import jax.numpy as jnp
 
 from flexjax.compiler.layer_graph import NAMES, Graph, layer_graph
+from flexjax.fields import ConfigError
 from flexjax.models.config import ModelConfig
 from flexjax.models.lora import MODULES
 
@@ -140,7 +141,7 @@ def pruning_table(
         mean_context: keys that a query attends to, on average; prices the recomputation of attention.
 
     Raises:
-        ValueError: no module, an unknown one, or sizes that do not divide over the shards.
+        ConfigError: no module, an unknown one, or sizes that do not divide over the shards.
     """
     modules = checked_modules(modules)
     graph = layer_graph(config, modules, dtype, rank, mean_context)
@@ -159,11 +160,11 @@ def pruning_table(
 
 
 def checked_modules(modules: Sequence[str]) -> tuple[str, ...]:
-    """In the order of MODULES. Raises ValueError for an empty list and for unknown names."""
+    """In the order of MODULES. Raises ConfigError for an empty list and for unknown names."""
     unknown = sorted(set(modules) - set(MODULES))
     if unknown or not modules:
         fault = f"has {', '.join(unknown)}" if unknown else "is empty"
-        raise ValueError(f"target_modules {fault}; it needs one or more of {', '.join(MODULES)}")
+        raise ConfigError(f"target_modules {fault}; it needs one or more of {', '.join(MODULES)}")
     return tuple(name for name in MODULES if name in modules)
 
 
@@ -177,7 +178,7 @@ def name_widths(config: ModelConfig, dtype, tp: int) -> dict[str, int]:
     }
     for size, value in divided.items():
         if value % tp:
-            raise ValueError(f"{size} is {value}, which tp = {tp} does not divide; lower tp")
+            raise ConfigError(f"{size} is {value}, which tp = {tp} does not divide; lower tp")
     d, ff, heads = config.hidden_size // tp, config.intermediate_size // tp, config.num_heads // tp
     q, lse = heads * config.head_dim, heads * (4 // jnp.dtype(dtype).itemsize)
     return {"x": d, "q": q, "attention": q + lse, "mid": d, "gate": ff, "up": ff}

@@ -11,6 +11,7 @@ from itertools import chain, combinations
 
 from flexjax.compiler.layer_graph import NAMES
 from flexjax.compiler.pruning import PruningTable, pruning_table
+from flexjax.fields import ConfigError
 from flexjax.models.config import ModelConfig
 
 
@@ -122,7 +123,7 @@ def plan_for_budget(
         bytes_per_token: bytes that it may take per finetuning token, all layers and shards together.
 
     Raises:
-        ValueError: not even the layer inputs fit.
+        ConfigError: not even the layer inputs fit.
     """
     plans = all_plans(work)
     within = lambda size, limit: limit is None or size <= limit
@@ -131,7 +132,7 @@ def plan_for_budget(
         least = plans[0]
         limits = {"pages per 64 tokens": columns, "bytes a token": bytes_per_token}
         budget = " and ".join(f"{limit:,} {unit}" for unit, limit in limits.items() if limit is not None)
-        raise ValueError(
+        raise ConfigError(
             f"the tape's budget is {budget}; the layer inputs alone take {least.columns} pages per 64 tokens "
             f"({least.bytes_per_token:,} bytes a token): lower microbatch_tokens or raise pages or memory_bytes"
         )
@@ -148,7 +149,7 @@ def resolve_tape(
     """The plan a configuration asks for: "auto" is the best within the budget, names are taken as they are.
 
     Raises:
-        ValueError: an unknown name, no "x", or for "auto" a budget that nothing fits.
+        ConfigError: an unknown name, no "x", or for "auto" a budget that nothing fits.
     """
     if tape == "auto":
         return plan_for_budget(work, columns=columns, bytes_per_token=bytes_per_token)
@@ -156,7 +157,7 @@ def resolve_tape(
     unknown = [name for name in names if name not in NAMES]
     if unknown:
         listed = ", ".join(map(repr, unknown))
-        raise ValueError(f"tape names {listed}; it must be \"auto\" or some of {', '.join(NAMES)}")
+        raise ConfigError(f"tape names {listed}; it must be \"auto\" or some of {', '.join(NAMES)}")
     if "x" not in names:
-        raise ValueError(f"tape is {list(names)}; it must contain \"x\", the layer input from which the rest follows")
+        raise ConfigError(f"tape is {list(names)}; it must contain \"x\", the layer input from which the rest follows")
     return plan_of(work, names)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import jax
 
+from flexjax.compiler.rematerialization import all_plans, backward_work, resolve_tape
 from flexjax.config import EngineConfig
 from flexjax.engine.calibration import calibrate_forward
 from flexjax.engine.machine import device_mesh, memory_limit, use_compilation_cache
@@ -17,8 +18,9 @@ from flexjax.layout import PAGE_TOKENS, SlotLayout, tiles_for
 from flexjax.memory import MemoryPlan, plan_memory
 from flexjax.models.build import abstract_decoder, dtype_of, dummy_weights, place_weights
 from flexjax.models.config import ModelConfig
+from flexjax.models.lora import MODULES
 from flexjax.scheduler import LatencyModel, Policy, policy_from_name
-from flexjax.state import TAPE_NAMES, Dimensions, nbytes
+from flexjax.state import UNTAPED_COLUMNS, Dimensions, nbytes
 from flexjax.steps.kernels import Kernels
 from flexjax.weights.source import ModelSource
 
@@ -57,26 +59,29 @@ def variants(layouts: Iterable[SlotLayout], **flags: bool) -> list[SlotLayout]:
 
 
 def policy_of(config: EngineConfig) -> Policy:
-    """The configured policy; co-serving without an objective finetunes flat out."""
+    """The policy of a resolved configuration, with its objectives in seconds."""
     options = config.options
-    if config.policy != "co_serve":
-        return policy_from_name(config.policy, **options)
-    if config.tpot_objective_ms is None:
-        return policy_from_name("flat_out", **options)
-    options = {"objective": config.tpot_objective_ms / 1e3, "margin": config.objective_margin, **options}
-    if config.ttft_objective_ms is not None:
-        options["ttft"] = config.ttft_objective_ms / 1e3
-    return policy_from_name("co_serve", **options)
+    if config.policy == "co_serve":
+        if config.tpot_objective_ms is None:
+            raise ConfigError("policy is 'co_serve', which needs an objective; set tpot_objective_ms")
+        options = {"objective": config.tpot_objective_ms / 1e3, "margin": config.objective_margin, **options}
+        if config.ttft_objective_ms is not None:
+            options["ttft"] = config.ttft_objective_ms / 1e3
+    return policy_from_name(config.policy, **options)
 
 
-def resolve_tape(config: EngineConfig) -> tuple[str, ...]:
-    """Names a tape keeps, in the order of the layer."""
-    if config.tape == "auto":
-        return ("x", "q", "attention", "gate", "up")
-    unknown = [name for name in config.tape if name not in TAPE_NAMES]
-    if unknown or "x" not in config.tape:
-        raise ConfigError(f"tape is {list(config.tape)}; it needs 'x' and names of {', '.join(TAPE_NAMES)}")
-    return tuple(name for name in TAPE_NAMES if name in config.tape)
+def tape_of(config: EngineConfig, model: ModelConfig) -> tuple[str, ...]:
+    """Names a tape keeps: the configured ones, or those with which the backward pass recomputes least among those
+    that fit the pages which full rows leave, or half of all pages if that is more."""
+    lean = dimensions_of(config, model, ("x",))
+    _, shapes = abstract_decoder(model, lean.dtype, config.tp)
+    plan = plan_pages(config, lean, nbytes(shapes) // config.tp, temporaries=0)
+    pages = config.pages or plan.affordable
+    for_tapes = max(pages // 2, pages - config.max_rows * lean.context_pages)
+    columns = for_tapes // (config.max_running_jobs * lean.microbatch // PAGE_TOKENS) - UNTAPED_COLUMNS
+    work = backward_work(model, MODULES, lean.dtype, tp=config.tp, mean_context=config.max_model_len // 2)
+    leanest = all_plans(work)[0].columns
+    return resolve_tape(config.tape, work, columns=max(columns, leanest)).names
 
 
 def plan_pages(config: EngineConfig, dims: Dimensions, weight_bytes: int, temporaries: int) -> MemoryPlan:
@@ -103,10 +108,11 @@ class Machine:
         use_compilation_cache(config.compilation_cache)
         self.config, self.progress = config, progress
         mesh = device_mesh(config.tp)
+        platform = mesh.devices.flat[0].platform
         definition, shapes = abstract_decoder(source.config, dtype_of(config.dtype), config.tp)
-        dims = dimensions_of(config, source.config, resolve_tape(config))
+        dims = dimensions_of(config, source.config, tape_of(config, source.config))
         self.plan = plan_pages(config, dims, nbytes(shapes) // config.tp, temporaries=0)
-        programs = Programs(definition, shapes, replace(dims, pages=self.plan.pages), Kernels(), mesh)
+        programs = Programs(definition, shapes, replace(dims, pages=self.plan.pages), Kernels.for_platform(platform), mesh)
         weights = self._weights(programs, source, shapes)
         self.layouts = layouts_of(config)
         self._compile(programs)

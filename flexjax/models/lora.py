@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from flexjax.models.config import ModelConfig
+from flexjax.models.sharding import TP_AXIS
 from pallas_kernels import grouped_lora, grouped_lora_grad
 
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -42,19 +43,27 @@ class Dropout:
         seeds: [T] uint32, different for every (job, step, sequence, position).
         rate: [T] float32, 0 for slots without dropout.
         layer: scalar int32.
+        tp: shards; above 1 this runs inside `jax.shard_map`.
     """
 
     seeds: jax.Array
     rate: jax.Array
     layer: jax.Array
+    tp: int = 1
 
     def __call__(self, name: str, x: jax.Array) -> jax.Array:
         salt = jnp.uint32(MODULES.index(name)) + jnp.uint32(len(MODULES)) * self.layer.astype(jnp.uint32)
-        columns = mix(jnp.arange(x.shape[-1], dtype=jnp.uint32) + mix(salt) * jnp.uint32(0x9E3779B9))
+        columns = mix(self.columns(name, x.shape[-1]) + mix(salt) * jnp.uint32(0x9E3779B9))
         bits = mix(mix(self.seeds)[:, None] ^ columns)
         uniform = (bits >> 8).astype(jnp.float32) * (1.0 / (1 << 24))
         kept = uniform >= self.rate[:, None]
         return jnp.where(kept, x / (1 - self.rate[:, None]).astype(x.dtype), 0)
+
+    def columns(self, name: str, width: int) -> jax.Array:
+        """Numbers in the whole model of the columns that this shard sees, [width] uint32."""
+        sharded = self.tp > 1 and name in ROW_PARALLEL
+        first = jax.lax.axis_index(TP_AXIS).astype(jnp.uint32) * jnp.uint32(width) if sharded else jnp.uint32(0)
+        return first + jnp.arange(width, dtype=jnp.uint32)
 
 
 def mix(bits: jax.Array) -> jax.Array:

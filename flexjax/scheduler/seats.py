@@ -36,13 +36,8 @@ class Seats:
         self.running.remove(sequence)
 
     def junior_to(self, sequence: Sequence) -> Sequence | None:
-        """The most junior sequence below ``sequence`` that still has something to compute."""
-        for candidate in reversed(self.running):
-            if candidate is sequence:
-                return None
-            if not candidate.ending:
-                return candidate
-        return None
+        """The most junior running sequence, or None if that is ``sequence`` itself."""
+        return None if self.running[-1] is sequence else self.running[-1]
 
     def check(self) -> None:
         """Asserts that rows, running sequences and free rows agree."""

@@ -42,7 +42,7 @@ def backward_window(
     """
     batch = unpack(packed, backward_fields(dims))
     window = Window(layer_at(nnx.merge(definition, weights), batch.layer), dims, kernels, pool, batch)
-    adapter_of = lambda params: trained_adapter(params, kernels, batch, dropout)
+    adapter_of = lambda params: trained_adapter(params, dims, kernels, batch, dropout)
     params = {"a": layer_of(master.a, batch.layer), "b": layer_of(master.b, batch.layer)}
     values = window.recomputed(window.taped(), adapter_of(params))
     d_out = jax.lax.dynamic_slice_in_dim(gradients.hidden, batch.start, dims.window, axis=0)
@@ -151,11 +151,11 @@ def layer_of(stacked, index: jax.Array):
     return jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, index, keepdims=False), stacked)
 
 
-def trained_adapter(params, kernels: Kernels, batch: SimpleNamespace, dropout: bool) -> TrainedAdapter:
+def trained_adapter(params, dims: Dimensions, kernels: Kernels, batch, dropout: bool) -> TrainedAdapter:
     mask = None
     if dropout:
         rate = jnp.repeat(batch.dropout_rate, PAGE_TOKENS)
-        mask = Dropout(tile_seeds(batch.dropout_seed), rate, batch.layer)
+        mask = Dropout(tile_seeds(batch.dropout_seed), rate, batch.layer, dims.tp)
     return TrainedAdapter(params["a"], params["b"], batch.scale, kernels.grouped_lora, mask)
 
 

@@ -76,7 +76,7 @@ def run_layers(model: Decoder, dims, layout, kernels, adapters, pool, x, batch):
         x, pool = carry
         state, a, b, index = scanned
         layer = nnx.merge(definition, state)
-        dropout = slot_dropout(layout, batch, index)
+        dropout = slot_dropout(layout, batch, index, dims.tp)
         adapter = ResidentAdapters(a, b, adapter_index, batch.owner, batch.scale, kernels.grouped_lora, dropout)
         return layer_forward(layer, dims, layout, kernels, adapter, pool, x, index, positions, slots, batch), None
 
@@ -107,13 +107,13 @@ def per_slot(rows: jax.Array, tiles: jax.Array | None) -> jax.Array:
     return rows if tiles is None else jnp.concatenate([rows, jnp.repeat(tiles, PAGE_TOKENS)])
 
 
-def slot_dropout(layout: SlotLayout, batch: SimpleNamespace, layer: jax.Array) -> Dropout | None:
+def slot_dropout(layout: SlotLayout, batch: SimpleNamespace, layer: jax.Array, tp: int) -> Dropout | None:
     if not layout.dropout:
         return None
     seeds = tile_seeds(batch.dropout_seed)
     no_rows = jnp.zeros(layout.rows, jnp.uint32)
     rate = per_slot(jnp.zeros(layout.rows, jnp.float32), batch.dropout_rate)
-    return Dropout(jnp.concatenate([no_rows, seeds]), rate, layer)
+    return Dropout(jnp.concatenate([no_rows, seeds]), rate, layer, tp)
 
 
 def tile_seeds(seeds: jax.Array) -> jax.Array:
@@ -148,7 +148,9 @@ def sample_rows(model: Decoder, layout: SlotLayout, x, rows: RowState, batch) ->
         **{name: getattr(batch, name) for name in SAMPLING_FIELDS}, position=batch.sample_position, active=sampled
     )
     tokens = sample(logits, options, history[: layout.rows])
-    last = rows.last_token.at[: layout.rows].set(jnp.where(sampled, tokens, rows.last_token[: layout.rows]))
+    # .at[: layout.rows].set, where that is all of them, crashes XLA inside shard_map (jaxlib 0.11.2)
+    newest = jnp.where(sampled, tokens, rows.last_token[: layout.rows])
+    last = jax.lax.dynamic_update_slice_in_dim(rows.last_token, newest, 0, axis=0)
     seat = jnp.where(sampled, jnp.arange(layout.rows, dtype=jnp.int32), history.shape[0])
     history = history.at[seat, batch.sample_position].set(tokens, mode="drop")
     output = ForwardOutput(

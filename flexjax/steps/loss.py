@@ -14,10 +14,6 @@ from flexjax.steps.forward import read_final
 from flexjax.steps.kernels import Kernels
 from pallas_kernels import linear_cross_entropy
 
-HEAD_CHUNK = 16384
-"""Vocabulary entries per sweep step: at 512 tokens the float32 logits of one chunk are 32 MiB."""
-
-
 def loss_window(
     definition: nnx.GraphDef,
     dims: Dimensions,
@@ -40,7 +36,7 @@ def loss_window(
         normed,
         model.head_weight,
         batch.targets,
-        chunk=min(HEAD_CHUNK, dims.model.vocab_size),
+        chunk=min(kernels.head_chunk, dims.model.vocab_size),
         transposed=model.head_transposed,
         implementation=kernels.linear_cross_entropy,
     )

@@ -51,8 +51,11 @@ def update(
 ) -> tuple[Master, Gradients, AdapterStack, jax.Array]:
     """Clip, step, publish. ``first_column``: where the new version's range of the flat rank axis begins (int32).
 
+    A step that would leave a value that is not finite is not taken: one NaN in the stack would reach every adapter
+    that is served beside it.
+
     Returns the new master, zeroed gradient sums, the stack with the version published, and the global gradient norm
-    before clipping (float32).
+    before clipping (float32), NaN if the step was not taken.
     """
     grads = {"a": whole(gradients.a, "a"), "b": whole(gradients.b, "b")}
     norm = optax.tree.norm(grads)
@@ -61,7 +64,11 @@ def update(
         grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, spec.max_grad_norm / (norm + 1e-6)), grads)
     params = {"a": master.a, "b": master.b}
     steps, optimizer = spec.transform().update(grads, master.optimizer, params)
-    params = jax.tree.map(lambda p, s: p + learning_rate * s, params, steps)
+    stepped = jax.tree.map(lambda p, s: p + learning_rate * s, params, steps)
+    served = jax.tree.map(lambda p: p.astype(next(iter(stack.a.values())).dtype), stepped)
+    finite = jnp.stack([jnp.isfinite(p).all() for p in jax.tree.leaves(served)]).all() & jnp.isfinite(norm)
+    params = jax.tree.map(lambda new, old: jnp.where(finite, new, old), stepped, params)
+    norm = jnp.where(finite, norm, jnp.nan)
     master = Master(params["a"], params["b"], optimizer)
     empty = {"a": jax.tree.map(jnp.zeros_like, gradients.a), "b": jax.tree.map(jnp.zeros_like, gradients.b)}
     gradients = Gradients(**empty, hidden=gradients.hidden, d_k=gradients.d_k, d_v=gradients.d_v)

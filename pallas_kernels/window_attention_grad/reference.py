@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from jax import lax
 
 GROUP_BLOCKS = 4
-"""Key blocks taken at a time."""
+"""Key blocks taken at a time. Measured on 2 CPU cores with SmolLM2-135M shapes, the last 256 tokens of 1024: 7.5, 6.3
+and 5.9 ms for 1, 2 and 4 blocks; with 256 tokens of context it makes no difference."""
 
 einsum = functools.partial(jnp.einsum, precision="highest")  # float32 products stay float32 on every backend
 

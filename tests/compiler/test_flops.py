@@ -16,8 +16,10 @@ def test_a_product_counts_multiplication_and_addition():
 
 
 def test_batched_products_over_several_axes():
-    assert flops(lambda x, w: jnp.einsum("bhqd,bhkd->bhqk", x, w), (2, 3, 4, 5), (2, 3, 6, 5)) == 2 * (2 * 3 * 4 * 6) * 5
-    assert flops(lambda x, w: jnp.einsum("tij,ijo->to", x, w), (7, 2, 3), (2, 3, 5)) == 2 * (7 * 5) * (2 * 3)
+    scores = lambda q, k: jnp.einsum("bhqd,bhkd->bhqk", q, k)
+    assert flops(scores, (2, 3, 4, 5), (2, 3, 6, 5)) == 2 * (2 * 3 * 4 * 6) * 5
+    project = lambda x, w: jnp.einsum("tij,ijo->to", x, w)
+    assert flops(project, (7, 2, 3), (2, 3, 5)) == 2 * (7 * 5) * (2 * 3)
 
 
 def test_inner_functions_scans_and_branches():

@@ -8,6 +8,7 @@ from flax import nnx
 
 from flexjax.compiler.layer_graph import NAMES
 from flexjax.compiler.pruning import pruning_table
+from flexjax.fields import ConfigError
 from flexjax.models.decoder import DecoderLayer
 from flexjax.models.lora import MODULES, TrainedAdapter, module_widths
 from flexjax.state import TAPE_NAMES, Dimensions
@@ -222,7 +223,8 @@ def test_autodiff_bytes_are_what_vjp_keeps(tiny, modules):
     def attend(q, k, v):
         return dense_attention(q, k, v)
 
-    attend.defvjp(lambda q, k, v: (attend(q, k, v), (q, k, v, dense_attention(q, k, v), q[..., 0])), lambda kept, d_out: kept[:3])
+    kept_by_attention = lambda q, k, v: (q, k, v, dense_attention(q, k, v), q[..., 0])
+    attend.defvjp(lambda *qkv: (attend(*qkv), kept_by_attention(*qkv)), lambda kept, d_out: kept[:3])
 
     def output(x, params):
         adapter = layer.adapter(params)
@@ -248,9 +250,9 @@ def test_the_table_prints(llama_8b):
 
 
 def test_bad_modules_and_shards_are_refused(tiny):
-    with pytest.raises(ValueError, match=r"target_modules has lm_head; it needs one or more of q_proj"):
+    with pytest.raises(ConfigError, match=r"target_modules has lm_head; it needs one or more of q_proj"):
         pruning_table(tiny, ("lm_head", "q_proj"), "float32", lowest=True)
-    with pytest.raises(ValueError, match="target_modules is empty"):
+    with pytest.raises(ConfigError, match="target_modules is empty"):
         pruning_table(tiny, (), "float32", lowest=True)
-    with pytest.raises(ValueError, match=r"num_attention_heads is 4, which tp = 3 does not divide; lower tp"):
+    with pytest.raises(ConfigError, match=r"num_attention_heads is 4, which tp = 3 does not divide; lower tp"):
         pruning_table(tiny, MODULES, "float32", lowest=True, tp=3)

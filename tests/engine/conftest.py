@@ -41,7 +41,8 @@ def new_engine(tiny_model, compilation_cache) -> Callable[..., Engine]:
             pages=120,
             microbatch_tokens=256,
             backward_window=128,
-            adapter_rank_capacity=64,
+            max_adapters=12,
+            adapter_rank_capacity=96,
             compilation_cache=compilation_cache,
         )
         return Engine.from_config(EngineConfig(**{**defaults, **settings}))

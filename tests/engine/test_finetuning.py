@@ -58,14 +58,15 @@ def test_the_loss_is_the_dense_models_and_falls(engine, alone):
 
 
 def test_a_finished_adapter_serves_at_once_and_the_base_is_as_before(engine):
-    before = engine.generate(["1 and 2 make"], greedy(12))[0].token_ids
+    base = engine.generate(["1 and 2 make"], greedy(30))[0]
+    assert " of them, said number" not in base.text
     with pytest.raises(UnknownAdapter):
         engine.generate(["1 and 2 make"], greedy(12), adapter="taught")
     handle = finished(engine.finetune(job("taught", epochs=20)))
     assert handle.losses[-1] < 0.2 * handle.losses[0]
     taught = engine.generate(["1 and 2 make"], greedy(30), adapter="taught")[0].text
-    assert taught.startswith(" 3 of them, said number 1!")
-    assert engine.generate(["1 and 2 make"], greedy(12))[0].token_ids == before
+    assert " of them, said number" in taught
+    assert engine.generate(["1 and 2 make"], greedy(30))[0].token_ids == base.token_ids
 
 
 def test_co_served_is_served_alone_and_co_trained_is_trained_alone(engine, alone):
@@ -157,7 +158,7 @@ def test_a_loss_that_is_no_number_fails_the_job_and_serving_goes_on(engine):
 def test_pause_holds_a_job_and_cancel_ends_it(engine):
     handle = engine.finetune(job("held", epochs=500))
     while not handle.losses:
-        handle.wait(timeout=0.05)
+        assert handle.wait(timeout=0.05) in ("queued", "running"), handle.error
     handle.pause()
     engine.generate(["hello"], greedy(4))
     steps = len(handle.losses)

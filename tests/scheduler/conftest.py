@@ -1,4 +1,4 @@
-"""A simulated device: it remembers what is in every page, so that a page handed out too early shows as a wrong token."""
+"""A simulated device that remembers what is in every page: a page handed out too early shows as a wrong token."""
 
 import zlib
 from collections import Counter, defaultdict, deque
@@ -137,7 +137,9 @@ def expected_units(microbatch: Microbatch) -> list[tuple[str, int, int]]:
 class Simulation:
     """A scheduler, a device and a clock. ``lag`` iterations are under way while the next is scheduled."""
 
-    def __init__(self, policy="co_serve", pages=64, rows=8, lag=1, model_len=2000, caching=True, layouts=LAYOUTS, **opts):
+    def __init__(
+        self, policy="co_serve", pages=64, rows=8, lag=1, model_len=2000, caching=True, layouts=LAYOUTS, **opts
+    ):
         if policy == "co_serve":
             opts = {"objective": 0.05} | opts
         self.latency = LatencyModel()
@@ -156,6 +158,7 @@ class Simulation:
         self.first_token_at = {}
         self.finished_microbatches = []
         self.tape_pages = {}
+        self.uses = {}
 
     def request(self, prompt, new=8, **fields) -> Request:
         sampling = SamplingParams(**fields.pop("sampling", {}))
@@ -213,9 +216,9 @@ class Simulation:
     def require_fence(self, iteration):
         """While an iteration is under way its pages have no new owner, what it writes no other reader, and a request
         in it no new row."""
-        reads, writes = self.pages_of(iteration)
+        reads, writes = self.uses[iteration.index] = self.pages_of(iteration)
         for earlier, _ in self.flying:
-            earlier_reads, earlier_writes = self.pages_of(earlier)
+            earlier_reads, earlier_writes = self.uses[earlier.index]
             for page, owner in writes.items():
                 assert earlier_reads[page] <= {owner}
             for page, owner in earlier_writes.items():

@@ -81,6 +81,17 @@ def test_an_objective_below_decoding_leaves_no_room_until_the_load_falls(simulat
     assert sim.finished_microbatches == [0]
 
 
+def test_the_least_chunk_of_a_prompt_is_no_door_for_finetuning(simulate):
+    sim = simulate(objective=0.001, layouts=(SlotLayout(8), SlotLayout(8, 256, tape=True)))
+    sim.latency.calibrate(("forward", SlotLayout(8, 256, tape=True)), 0.01)
+    sim.request(words(30), new=5)
+    assert sim.microbatch(lengths=(30,))
+    iteration = sim.step()
+    assert iteration.predicted > iteration.limit and iteration.prompts and not iteration.windows
+    sim.drain()
+    sim.verify()
+
+
 def test_a_burst_is_answered_in_the_next_iteration(simulate):
     sim = simulate(objective=0.03, pages=200)
     for _ in range(300):
@@ -111,7 +122,9 @@ def test_under_pressure_tapes_go_before_requests_and_are_made_again(simulate):
 
 
 def test_a_dropped_tape_is_named_loses_its_pages_and_begins_again(simulate):
-    sim = simulate("co_serve", pages=30, caching=False, objective=0.008, layouts=(SlotLayout(8), SlotLayout(8, 64, tape=True)))
+    sim = simulate(
+        "co_serve", pages=30, caching=False, objective=0.008, layouts=(SlotLayout(8), SlotLayout(8, 64, tape=True))
+    )
     assert sim.microbatch(lengths=(640,), pages_per_block=2)
     sim.step()
     pages = sim.scheduler.microbatch_pages(0).blocks

@@ -66,6 +66,17 @@ def test_temporal_sharing_takes_turns(simulate):
     assert all(not (i.decode or i.prompts) or not (i.windows or i.units) for i in sim.history)
 
 
+def test_a_turn_that_waits_for_pages_of_finetuning_goes_to_finetuning(simulate):
+    sim = simulate("temporal_sharing", n=50, stretch=0.003, pages=20)
+    sim.microbatch(lengths=(300,))
+    while not sim.history or not sim.history[-1].units:
+        sim.step()
+    sim.request(words(1000), new=10)
+    sim.drain()
+    sim.verify()
+    assert len(sim.reasons) == 1 and sim.finished_microbatches == [0]
+
+
 def test_dynamic_temporal_sharing_serves_more_when_more_is_waiting():
     policy = policy_from_name("dynamic_temporal_sharing", smallest=2, largest=30, stretch=1.0)
     assert policy.turns(view()) == 2

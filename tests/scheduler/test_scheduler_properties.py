@@ -32,7 +32,9 @@ def simulation_for_machines(simulate):
 class SchedulerMachine(RuleBasedStateMachine):
     """The device of the simulation checks what is read; this only shakes the scheduler."""
 
-    @initialize(policy=st.sampled_from(POLICIES), lag=st.integers(0, 2), caching=st.booleans(), pages=st.integers(6, 30))
+    @initialize(
+        policy=st.sampled_from(POLICIES), lag=st.integers(0, 2), caching=st.booleans(), pages=st.integers(6, 30)
+    )
     def begin(self, policy, lag, caching, pages):
         name, options = policy
         self.sim = SIMULATE[0](name, pages=pages, rows=5, lag=lag, caching=caching, layouts=LAYOUTS, **options)

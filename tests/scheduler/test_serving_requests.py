@@ -113,6 +113,18 @@ def test_out_of_pages_preempts_the_newest_and_recomputes_it(simulate):
     assert recomputed and 0 not in recomputed
 
 
+@pytest.mark.parametrize("new", range(68, 71))
+def test_a_preempted_request_waits_for_the_last_iteration_that_computes_it(simulate, new):
+    """Pages come back early from a request that ends; the simulation checks who is seated while still under way."""
+    sim = simulate(pages=9, lag=2, caching=False)
+    sim.request(words(60, 0), new=150)
+    sim.request(words(250, 1), new=new)
+    sim.request(words(10, 2), new=100)
+    sim.drain()
+    sim.verify()
+    assert sim.scheduler.statistics.preemptions > 0
+
+
 def test_lower_priority_is_preempted_first_and_served_last(simulate):
     sim = simulate(pages=8, rows=8, caching=False)
     low = sim.request(words(60, 1), new=150, priority=1)

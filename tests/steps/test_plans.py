@@ -8,13 +8,14 @@ import dataclasses
 import functools
 from itertools import chain, combinations
 
+import jax
 import numpy as np
 import pytest
 
 from flexjax.finetuning.packing import pack_group
 from flexjax.scheduler.output import MicrobatchPages
 from flexjax.state import TAPE_NAMES
-from tests.ladder import FULL, LLAMA, MICROBATCH, MIXED, Model, Rig, assert_trees_close, example
+from tests.ladder import FULL, LLAMA, MICROBATCH, MIXED, Model, Rig, assert_close, assert_trees_close, example
 
 PLANS = [("x", *names) for names in chain.from_iterable(combinations(TAPE_NAMES[1:], size) for size in range(6))]
 SCALE = 1.5
@@ -59,10 +60,9 @@ def pages_of(names) -> MicrobatchPages:
 def gradients_under(names, pool=None) -> dict:
     """Backward of the one forward pass, by the program of this plan."""
     source, rig = after_loss(), Rig(Model.random(LLAMA), tape=names)
-    rig.begin(factors(), SCALE)
+    rig.job, rig.master, rig.pool = source.job, source.master, source.pool if pool is None else pool
     rig.training[0] = dataclasses.replace(source.training[0], pages=pages_of(names))
-    rig.pool = source.pool if pool is None else pool
-    rig.gradients = dataclasses.replace(rig.gradients, hidden=source.gradients.hidden + 0)  # the copy is donated
+    rig.gradients = jax.tree.map(lambda sums: sums + 0, source.gradients)  # copies, since they are donated
     rig.backward(0)
     return rig.factor_gradients()
 
@@ -88,8 +88,7 @@ def test_gradients_are_equal_under_every_plan(names):
     assert_trees_close(got, dense_gradients(), DENSE_TOLERANCE)
     for factor, expected in full_gradients().items():
         for module, value in expected.items():
-            largest = np.abs(value).max()
-            np.testing.assert_allclose(got[factor][module], value, rtol=0, atol=PLAN_TOLERANCE * largest, err_msg=module)
+            assert_close(got[factor][module], value, PLAN_TOLERANCE, f"{factor} of {module}")
 
 
 @pytest.mark.parametrize("name", TAPE_NAMES)
@@ -97,14 +96,13 @@ def test_a_kept_name_is_read(name):
     """With the pages of one name changed, so are the gradients."""
     changed = [page for pages in pages_of((name,)).blocks for page in pages[2:]]
     pool = after_loss().pool.at[:, np.array(changed)].multiply(1.25)
-    got, expected = gradients_under(FULL, pool), full_gradients()
-    assert any(np.abs(got["b"][module] - value).max() > 1e-3 * np.abs(value).max() for module, value in expected["b"].items())
+    got, expected = gradients_under(FULL, pool)["b"], full_gradients()["b"]
+    assert any(np.abs(got[module] - value).max() > 1e-3 * np.abs(value).max() for module, value in expected.items())
 
 
-@pytest.mark.parametrize("names", [("x", "mid", "up"), ("x", "q", "gate")], ids=",".join)
-def test_a_plan_writes_its_own_tape(names):
+def test_a_plan_writes_its_own_tape():
     """From forward to backward with the layout of the plan."""
-    rig = Rig(Model.random(LLAMA), tape=names)
+    rig = Rig(Model.random(LLAMA), tape=("x", "mid", "up"))
     rig.begin(factors(), SCALE)
     rig.hold(0, *pack_group(examples(), MICROBATCH, 0, 0))
     rig.train(0)

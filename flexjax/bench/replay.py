@@ -1,0 +1,162 @@
+"""Replay: requests sent at set times whatever becomes of them (an open loop), and what each of them felt.
+
+It knows no chat template, no finetuning and no display. A slow server does not slow the stream down: times to first
+token count from the moment a request was due, not from when it could be handed over.
+"""
+
+import itertools
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from flexjax.engine.outputs import latency_summary
+from flexjax.request import RequestOutput
+
+SENDERS = 8
+"""Requests that can be handed over at the same time; the engine takes each between two iterations."""
+
+POLL_SECONDS = 0.05
+
+
+def poisson_times(rate: float, seed: int) -> Iterator[float]:
+    """Endless arrival times in seconds, ``rate`` a second on average, the first at 0; the same for the same seed."""
+    if not rate > 0:
+        raise ValueError(f"rate is {rate}; it must be more than 0 requests per second")
+    gaps = random.Random(seed)
+    at = 0.0
+    while True:
+        yield at
+        at += gaps.expovariate(rate)
+
+
+def shuffled_forever(items: Sequence, seed: int) -> Iterator:
+    """All items in a random order, then all in another, without end; the same for the same seed."""
+    order = random.Random(seed)
+    while True:
+        yield from order.sample(items, len(items))
+
+
+@dataclass(eq=False)
+class ReplayedRequest:
+    """One request of the stream. The engine tells it about every token through ``put``.
+
+    Attributes:
+        index: place in the stream.
+        prompt: as the stream gave it.
+        due: seconds on the clock at which it should arrive.
+        ids: the engine's, None until it was handed over.
+        output: the newest snapshot; times: seconds on the clock at which each token came.
+        error: why it could not be handed over.
+    """
+
+    index: int
+    prompt: object
+    due: float
+    clock: Callable[[], float]
+    ids: list[int] | None = None
+    output: RequestOutput | None = None
+    times: list[float] = field(default_factory=list)
+    error: str | None = None
+
+    def put(self, output: RequestOutput) -> None:
+        """On the engine's thread: one more token, or the end."""
+        now = self.clock()
+        self.times.extend([now] * (len(output.token_ids) - len(self.times)))
+        self.output = output
+
+    @property
+    def finish_reason(self) -> str | None:
+        if self.error is not None:
+            return "error"
+        return None if self.output is None else self.output.finish_reason
+
+    @property
+    def ended(self) -> bool:
+        return self.finish_reason is not None
+
+    def summary(self) -> dict:
+        """Plain numbers: due (seconds on the clock), ttft, tpot, largest_gap (seconds), output_tokens, finish_reason."""
+        tokens = {"output_tokens": len(self.times), "finish_reason": self.finish_reason}
+        return {"due": self.due, **latency_summary(self.due, list(self.times)), **tokens}
+
+
+class Replay:
+    """A stream of requests, sent from a thread of its own.
+
+    Args:
+        submit: hands over (prompt, listener) and returns the ids of the requests made; may block.
+        cancel: ends requests by their ids.
+        times: seconds after ``start`` at which requests are due, ascending, perhaps without end.
+        prompts: one for each, at least as many.
+
+    Attributes:
+        requests: everything sent so far, in order.
+    """
+
+    def __init__(
+        self,
+        submit: Callable[[object, ReplayedRequest], list[int]],
+        cancel: Callable[[list[int]], None],
+        times: Iterable[float],
+        prompts: Iterable,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        self.requests: list[ReplayedRequest] = []
+        self._submit, self._cancel, self._clock = submit, cancel, clock
+        self._arrivals = zip(itertools.count(), times, prompts)  # noqa: B905  the shortest ends the stream
+        self._stopping = threading.Event()
+        self._senders = ThreadPoolExecutor(SENDERS, thread_name_prefix="replay")
+        self._thread = threading.Thread(target=self._send_all, name="replay", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Send nothing more. What was sent goes on."""
+        self._stopping.set()
+        self._thread.join()
+        self._senders.shutdown(wait=True)
+
+    def wait(self, timeout: float) -> bool:
+        """After ``stop``: block until every request has ended, or for ``timeout`` seconds; whether all have."""
+        deadline = self._clock() + timeout
+        while not (ended := all(each.ended for each in self.requests)) and self._clock() < deadline:
+            time.sleep(POLL_SECONDS)
+        return ended
+
+    def abort(self) -> None:
+        """Send nothing more and end what was sent."""
+        self.stop()
+        self._cancel([each for request in self.requests if not request.ended for each in request.ids or ()])
+
+    @property
+    def waiting(self) -> int:
+        """Requests without a token."""
+        return sum(not each.ended and not each.times for each in self.requests)
+
+    @property
+    def running(self) -> int:
+        """Requests that have begun to answer."""
+        return sum(not each.ended and bool(each.times) for each in self.requests)
+
+    @property
+    def done(self) -> int:
+        return sum(each.ended for each in self.requests)
+
+    def _send_all(self) -> None:
+        started = self._clock()
+        for index, at, prompt in self._arrivals:
+            if self._stopping.wait(max(0.0, started + at - self._clock())):
+                return
+            request = ReplayedRequest(index, prompt, started + at, self._clock)
+            self.requests.append(request)
+            self._senders.submit(self._hand_over, request)
+
+    def _hand_over(self, request: ReplayedRequest) -> None:
+        try:
+            request.ids = self._submit(request.prompt, request)
+        except Exception as error:  # the stream goes on; the report shows it
+            request.error = str(error) or type(error).__name__

@@ -1,0 +1,72 @@
+"""Print, without starting anything, what an engine would decide: memory, what tapes keep, how adapters are sharded.
+
+Only shapes are computed; nothing is allocated on a device.
+"""
+
+import argparse
+import os
+
+from flexjax.cli.settings import Settings, add_engine_arguments, read_settings
+from flexjax.compiler.parallelization import parallel_plan
+from flexjax.compiler.rematerialization import PLAN_HEADER, BackwardWork, all_plans, backward_work, plan_of
+from flexjax.config import EngineConfig
+from flexjax.engine.startup import dimensions_of, plan_pages, tape_of
+from flexjax.finetuning.job import TARGET_MODULES, ordered_modules
+from flexjax.memory import MemoryPlan
+from flexjax.models.build import abstract_decoder, dtype_of
+from flexjax.models.config import ModelConfig
+from flexjax.state import nbytes
+from flexjax.weights.source import open_model
+
+DEFAULT_RANK = 16
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_engine_arguments(parser)
+    parser.add_argument("--target-modules", metavar="NAMES", help="with commas; default: those of CONFIG's jobs, or all")
+    parser.add_argument("--rank", type=int, metavar="N", help="of an adapter; default: the largest of CONFIG's jobs")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # asking a GPU for its size must not take it
+    settings = read_settings(arguments)
+    model = open_model(settings.engine.model, settings.engine.revision).config
+    config = settings.engine.resolved(model.max_position_embeddings)
+    modules, rank = target_modules(arguments.target_modules, settings), adapter_rank(arguments.rank, settings)
+    dtype, tape = dtype_of(config.dtype), tape_of(config, model)
+    work = backward_work(model, modules, dtype, tp=config.tp, rank=rank, mean_context=config.max_model_len // 2)
+    sections = {
+        "Memory of one device": str(memory_plan(config, model, tape)),
+        "Pruning: what the gradients of the adapters need": f"{work.interior}\n\n{work.lowest}",
+        "Rematerialization: plans for the tape, leanest first; * is taken": tape_plans(work, tape),
+        "Parallelization": str(parallel_plan(model, modules, dtype, tp=config.tp, rank=rank)),
+    }
+    print("\n\n".join(f"== {title} ==\n{text}" for title, text in sections.items()))
+    return 0
+
+
+def target_modules(chosen: str | None, settings: Settings) -> tuple[str, ...]:
+    """All modules that some job adapts: one backward program serves them."""
+    if chosen is not None:
+        return ordered_modules(chosen if chosen == "all-linear" else tuple(chosen.split(",")))
+    used = {name for job in settings.jobs for name in job.target_modules}
+    return tuple(name for name in TARGET_MODULES if name in used) or TARGET_MODULES
+
+
+def adapter_rank(chosen: int | None, settings: Settings) -> int:
+    return chosen or max((job.rank for job in settings.jobs), default=DEFAULT_RANK)
+
+
+def memory_plan(config: EngineConfig, model: ModelConfig, tape: tuple[str, ...]) -> MemoryPlan:
+    _, shapes = abstract_decoder(model, dtype_of(config.dtype), config.tp)
+    dims = dimensions_of(config, model, tape)
+    return plan_pages(config, dims, nbytes(shapes) // config.tp, temporaries=0)
+
+
+def tape_plans(work: BackwardWork, tape: tuple[str, ...]) -> str:
+    """Every plan that no other beats, and the one that the engine takes, marked with an asterisk."""
+    chosen, plans = plan_of(work, tape), all_plans(work)
+    if chosen not in plans:
+        plans = (*plans, chosen)
+    marked = [f"{'*' if plan == chosen else ' '} {plan}" for plan in plans]
+    return "\n".join([f"  {PLAN_HEADER}", *marked])
