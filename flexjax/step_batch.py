@@ -92,7 +92,7 @@ def loss_fields(dims: Dimensions) -> Fields:
     """Fields of a loss window."""
     return (
         ("start", Field(())),  # first slot of the window on the microbatch axis
-        ("final_page", Field((dims.window // PAGE_TOKENS,))),
+        ("final_page", Field((dims.window // PAGE_TOKENS,), INT, -1)),
         ("targets", Field((dims.window,), INT, -1)),  # token to predict at each slot, -1: none
         ("normaliser", Field((), FLOAT, 1)),  # 1 / trained tokens of the accumulation group
     )
@@ -108,7 +108,7 @@ def backward_fields(dims: Dimensions) -> Fields:
         ("kv_page", Field((blocks,))),
         ("block_start", Field((blocks,))),  # first block of the sequence that the block belongs to
         ("tile_position", Field((tiles,))),
-        ("tape_pages", Field((tiles, dims.tape_layout.columns))),
+        ("tape_pages", Field((tiles, dims.tape_layout.columns), INT, -1)),
         ("scale", Field((), FLOAT, 1)),
         ("dropout_seed", Field((tiles,), BITS)),
         ("dropout_rate", Field((tiles,), FLOAT)),

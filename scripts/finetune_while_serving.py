@@ -15,7 +15,7 @@ def main() -> None:
     parser.add_argument("model", help="directory, .gguf file or hub name")
     parser.add_argument("data", help="JSONL file of rows to train on")
     parser.add_argument("prompt")
-    parser.add_argument("--output", metavar="DIR", default="adapters/mine", help="where the adapter goes")
+    parser.add_argument("--output", metavar="DIR", default="runs/adapters/mine", help="where the adapter goes")
     arguments = parser.parse_args()
     sampling = SamplingParams(temperature=0.0, max_tokens=32)
     with Engine.from_config(EngineConfig(model=arguments.model, dtype="float32")) as engine:

@@ -32,7 +32,9 @@ def load_adapters(engine: "flexjax.Engine", adapters: list[tuple[str, Path]]) ->
     """Raises ConfigError for a name that is the base model's, or that is given twice, before any is loaded."""
     names = [name for name, _ in adapters]
     for name in names:
-        if names.count(name) > 1 or name in (engine.config.served_model_name, engine.config.model):
-            raise ConfigError(f"--adapter names {name!r}, which is the base model's name or given twice; names must differ")
+        if name in (engine.config.served_model_name, engine.config.model):
+            raise ConfigError(f"--adapter takes the name {name!r}, which is the base model's; choose another")
+        if names.count(name) > 1:
+            raise ConfigError(f"--adapter takes the name {name!r} {names.count(name)} times; names must differ")
     for name, directory in adapters:
         engine.load_adapter(name, directory)

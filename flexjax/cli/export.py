@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     source = open_model(arguments.model, arguments.revision)
     output = arguments.output.resolve()
     if output in (source.path.resolve(), arguments.adapter.resolve()):
-        raise ConfigError(f"--output is {arguments.output}, which would be overwritten while it is read; choose another")
+        raise ConfigError(f"--output is {arguments.output}, which is an input too; choose another")
     adapter = read_adapter(arguments.adapter, source.config)
     if arguments.merge:
         write_merged(source, adapter, arguments.output, arguments.dtype or own_dtype(source))

@@ -11,13 +11,14 @@ from flexjax.cli.progress import JobProgress, show
 from flexjax.cli.settings import Settings
 from flexjax.finetuning.job import FinetuneJob
 
+OUTPUT = Path("runs/adapters")
 POLL_SECONDS = 0.1
 CHECKPOINTS = ".checkpoints"
 """Folder under the output directory for checkpoints, where CONFIG names none."""
 
 
 def add_job_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", type=Path, default=Path("adapters"), metavar="DIR", help="adapters go to DIR/NAME")
+    parser.add_argument("--output", type=Path, default=OUTPUT, metavar="DIR", help=f"adapters go to DIR/NAME ({OUTPUT})")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoints, where there are any")
 
 

@@ -23,7 +23,7 @@ DEFAULT_RANK = 16
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine_arguments(parser)
-    parser.add_argument("--target-modules", metavar="NAMES", help="with commas; default: those of CONFIG's jobs, or all")
+    parser.add_argument("--target-modules", metavar="NAMES", help="with commas; default: those of CONFIG's jobs")
     parser.add_argument("--rank", type=int, metavar="N", help="of an adapter; default: the largest of CONFIG's jobs")
 
 

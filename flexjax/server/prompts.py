@@ -53,7 +53,8 @@ def message_of(message: Any, index: int) -> dict[str, str]:
         raise BodyError(f"{where} is {kind_of(message)}; it must be an object with role and content", "messages")
     extra = [key for key, value in message.items() if key not in MESSAGE_KEYS and value is not None]
     if extra:
-        raise BodyError(f"{where} has {extra[0]!r}, which is not supported{nearest(extra[0], MESSAGE_KEYS)}", "messages")
+        hint = nearest(extra[0], MESSAGE_KEYS)
+        raise BodyError(f"{where} has {extra[0]!r}, which is not supported{hint}", "messages")
     role = message.get("role")
     if role not in ROLES:
         raise BodyError(f"{where} has the role {role!r}; roles are {', '.join(ROLES)}", "messages")

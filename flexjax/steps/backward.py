@@ -101,7 +101,7 @@ class Window:
         blocks = jax.lax.dynamic_slice_in_dim(batch.block_start, first, tiles)
         reach = jnp.arange(min(self.dims.context_pages, len(batch.kv_page)), dtype=jnp.int32)
         tables = batch.kv_page[jnp.minimum(blocks[:, None] + reach, len(batch.kv_page) - 1)]
-        lengths = jnp.full(tiles, PAGE_TOKENS, jnp.int32)
+        lengths = jnp.where(batch.tape_pages[:, 0] < 0, 0, PAGE_TOKENS)
         out, lse = paged_attention(
             q.reshape(tiles, PAGE_TOKENS, *q.shape[1:]),
             *(self.pool, batch.layer, tables, batch.tile_position, lengths),

@@ -41,8 +41,9 @@ def write(pool, layer, pages, value, *, implementation: str):
 
 
 def read(pool, layer, pages, width: int) -> jax.Array:
-    """pages [tiles, columns] -> [tiles * 64, width]."""
-    return from_rows(pool[layer, jnp.maximum(pages, 0)], width)
+    """pages [tiles, columns] -> [tiles * 64, width]; zeros where a page is negative, so that no old number gets in."""
+    rows = pool[layer, jnp.maximum(pages, 0)]
+    return from_rows(jnp.where(pages[..., None, None] < 0, 0, rows), width)
 
 
 def write_named(pool, layer, tape: TapeLayout, pages, values: dict[str, jax.Array], *, tp: int, implementation: str):

@@ -32,7 +32,7 @@ CASES = {
     "rslora": Case(
         "qwen2",
         dict(r=5, lora_alpha=6, use_rslora=True, target_modules=["q_proj", "v_proj", "o_proj", "up_proj"]),
-        dict(learning_rate=2e-3, weight_decay=0.0, max_grad_norm=None, schedule="linear", warmup_steps=0, batch_tokens=300),
+        COSINE | dict(learning_rate=2e-3, max_grad_norm=None, schedule="linear", warmup_steps=0, batch_tokens=300),
     ),
     "some_layers": Case(
         "qwen2",
@@ -44,7 +44,7 @@ CASES = {
             rank_pattern={"down_proj": 4},
             alpha_pattern={"down_proj": 6},
         ),
-        dict(learning_rate=5e-3, weight_decay=0.3, max_grad_norm=1.0, schedule="cosine", warmup_steps=1, batch_size=3),
+        COSINE | dict(learning_rate=5e-3, weight_decay=0.3, max_grad_norm=1.0, warmup_steps=1, batch_size=3),
     ),
     "unequal_scales": Case(
         "llama",
@@ -54,7 +54,7 @@ CASES = {
     "fresh": Case(
         "llama",
         None,
-        dict(learning_rate=1e-2, weight_decay=0.0, max_grad_norm=0.1, schedule="constant", warmup_steps=0, batch_size=4),
+        COSINE | dict(weight_decay=0.0, max_grad_norm=0.1, schedule="constant", warmup_steps=0, batch_size=4),
         dict(rank=3, alpha=5, use_rslora=True, target_modules=("k_proj", "gate_proj"), seed=0),
     ),
 }

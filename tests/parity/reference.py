@@ -54,9 +54,8 @@ def answer(model: str, adapter: str | None, prompts: list[list[int]], new_tokens
     for number, prompt in enumerate(prompts):
         tokens = torch.tensor(prompt)[None]
         if new_tokens:
-            tokens = answering.generate(
-                tokens, attention_mask=torch.ones_like(tokens), do_sample=False, max_new_tokens=new_tokens, pad_token_id=0
-            )
+            greedy = {"do_sample": False, "max_new_tokens": new_tokens, "pad_token_id": 0}
+            tokens = answering.generate(tokens, attention_mask=torch.ones_like(tokens), **greedy)
         logits = answering(tokens).logits[0]
         results[f"tokens_{number}"] = tokens[0].numpy()
         results[f"logprobs_{number}"] = torch.log_softmax(logits.double(), dim=-1).numpy()
@@ -64,7 +63,7 @@ def answer(model: str, adapter: str | None, prompts: list[list[int]], new_tokens
 
 
 def padded_batch(rows: list[dict]) -> dict[str, torch.Tensor]:
-    """Rows {"input_ids", "loss_mask"} as the model takes them: filled up at their end, other tokens than targets -100."""
+    """Rows {"input_ids", "loss_mask"} as the model takes them: filled up at the end, -100 where there is no target."""
     length = max(len(row["input_ids"]) for row in rows)
     filled = lambda values, idle: values + [idle] * (length - len(values))
     labels = [[i if m else NOT_A_TARGET for i, m in zip(r["input_ids"], r["loss_mask"], strict=True)] for r in rows]

@@ -24,7 +24,16 @@ PROMPT = np.random.default_rng(7).integers(0, VOCABULARY, 140).tolist()
 LOGPROB_TOLERANCE = 5e-5
 """Of values of up to about 20: sums of three layers in float32, in another order."""
 
+UNEQUAL = pytest.mark.xfail(
+    strict=True,
+    reason="terms of another scale than the adapter's are trained with the ratio inside B, where clipping and AdamW "
+    "see another gradient than PEFT's",
+)
+
 every_case = pytest.mark.parametrize("name", CASES)
+every_training = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=UNEQUAL) if name == "unequal_scales" else name for name in CASES]
+)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +92,7 @@ def accepted(ask_reference, recorded, engines, models, folder) -> dict[str, np.n
     return {each: np.load(folder / f"{each}.npz")["logprobs_0"] for each in results}
 
 
-@every_case
+@every_training
 def test_losses_gradient_norms_and_learning_rates(expected, recorded, name):
     assert len(recorded[name]) == len(expected[name]) == STEPS
     for ours, theirs in zip(recorded[name], expected[name], strict=True):
@@ -91,21 +100,22 @@ def test_losses_gradient_norms_and_learning_rates(expected, recorded, name):
             assert ours[key] == pytest.approx(theirs[key], rel=2e-5, abs=1e-12), f"step {ours['step']}: {key}"
 
 
-@every_case
+@every_training
 def test_final_adapters(recorded, folder, name):
     """Relative to how far training moved a tensor: AdamW divides by gradients, small ones with their rounding too."""
     start, theirs, ours = (load_file(folder / name / each / WEIGHTS_FILE) for each in ("start", "torch", "flexjax"))
     assert ours.keys() == theirs.keys()
     for key, tensor in theirs.items():
         moved = np.abs(tensor - start[key]).max()
-        np.testing.assert_allclose(ours[key], tensor, rtol=0, atol=1e-3 * moved, err_msg=key)
+        np.testing.assert_allclose(ours[key], tensor, rtol=0, atol=2e-4 * moved, err_msg=key)
 
 
 @every_case
 def test_written_configurations(recorded, folder, name):
-    """PEFT reads a configuration and writes it; ours says the same."""
+    """PEFT reads a configuration and writes it; ours says the same, but claims no version of PEFT of its own."""
     theirs, ours = (json.loads((folder / name / each / CONFIG_FILE).read_text()) for each in ("torch", "flexjax"))
     assert sorted(ours.pop("target_modules")) == sorted(theirs.pop("target_modules"))
+    assert ours.pop("peft_version", theirs["peft_version"]) == theirs.pop("peft_version")
     assert ours == theirs
 
 

@@ -1,4 +1,4 @@
-"""Answers and log-probabilities of the engine, with and without adapters that PEFT wrote, against transformers + PEFT."""
+"""Answers and log-probabilities of the engine, with and without adapters of PEFT, against transformers and PEFT."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +11,8 @@ from flexjax.request import RequestOutput, SamplingParams
 from tests.parity.tiny_pair import ADAPTERS, MODELS, VOCABULARY
 
 NEW_TOKENS = 12
-PROMPTS = [
-    np.random.default_rng(length).integers(0, VOCABULARY, length).tolist() for length in (1, 9, 64, 150)
-]  # a single token; part of a page; a page; several chunks
+LENGTHS = (1, 9, 64, 150)  # a single token, part of a page, a page, several chunks
+PROMPTS = [np.random.default_rng(length).integers(0, VOCABULARY, length).tolist() for length in LENGTHS]
 CASES = [None, *ADAPTERS]
 SAMPLING = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, ignore_eos=True, logprobs=20, prompt_logprobs=20)
 TOLERANCE = 5e-5

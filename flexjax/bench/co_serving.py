@@ -1,0 +1,172 @@
+"""CoServing: one measured run, a stream of chat requests beside a finetuning job. It judges nothing."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from flexjax.bench.live import LiveDisplay, Snapshot
+from flexjax.bench.replay import Replay, poisson_times, shuffled_forever
+from flexjax.bench.report import (
+    IterationRecord,
+    finetune_tokens_per_second,
+    iteration_summary,
+    loss_summary,
+    percentiles,
+    request_summary,
+)
+from flexjax.engine.engine import Engine
+from flexjax.engine.handles import FinetuneHandle
+from flexjax.finetuning.job import FinetuneJob, JobStatus
+from flexjax.request import SamplingParams
+
+UPDATE_SECONDS = 0.25
+RECENT_SECONDS = 10.0
+"""Of iterations, over which shares of the time are shown."""
+
+DRAIN_SECONDS = 300.0
+"""Most that the last requests may take once nothing new comes."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """What a run left behind; times in seconds since the engine started.
+
+    Attributes:
+        objective: seconds per output token.
+        status: of the job; error: why it failed.
+        validation: (optimizer step, loss).
+    """
+
+    objective: float
+    status: str
+    error: str | None
+    records: tuple[IterationRecord, ...]
+    requests: tuple[dict, ...]
+    losses: tuple[float, ...]
+    validation: tuple[tuple[int, float], ...]
+
+    @property
+    def summary(self) -> dict:
+        """As in a report."""
+        loss = {"loss": loss_summary(self.losses)}
+        return {**iteration_summary(self.records), **request_summary(self.requests), **loss}
+
+
+def set_objective(engine: Engine, seconds: float) -> None:
+    """Aim at another time per output token from the next iteration on; the engine must have an objective."""
+    engine.loop.call(setattr, engine.scheduler.policy, "objective", seconds)
+
+
+class CoServing:
+    """A run under way. A context manager: leaving it early ends the stream and its requests.
+
+    Args:
+        job: starts when the run does.
+        questions: asked one by one, in random order, of the base model.
+        rate: requests per second, on average.
+        answer_tokens: most tokens of an answer.
+
+    Attributes:
+        handle: the job's, once `run` has begun.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        job: FinetuneJob,
+        questions: Sequence[str],
+        *,
+        rate: float,
+        answer_tokens: int,
+        seed: int,
+        display: LiveDisplay,
+    ):
+        self.engine, self.job, self.display = engine, job, display
+        self._sampling = SamplingParams(temperature=0.7, top_p=0.95, max_tokens=answer_tokens, seed=seed)
+        prompts = ([{"role": "user", "content": each}] for each in shuffled_forever(questions, seed))
+        self.replay = Replay(self._submit, engine.cancel, poisson_times(rate, seed), prompts, engine.loop.clock)
+        self._first_record = len(engine.loop.records)
+        self._began = engine.loop.clock()
+        self.handle: FinetuneHandle | None = None
+
+    def __enter__(self) -> "CoServing":
+        self.display.__enter__()
+        self.replay.start()
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        self.display.__exit__()
+        if kind is not None:
+            self.replay.abort()
+
+    def run(self, seconds: float) -> bool:
+        """Stream and finetune until the job has ended, or for ``seconds``; then the job is cancelled. True if it
+        ended by itself. No new requests come after that; the last ones may still be answered."""
+        self.handle = self.engine.finetune(self.job)
+        deadline = time.monotonic() + seconds
+        while not (ended := JobStatus(self.handle.status).final) and time.monotonic() < deadline:
+            self.display.update(self.snapshot("serving and finetuning"))
+            time.sleep(UPDATE_SECONDS)
+        if not ended:
+            self.handle.cancel()
+        self.replay.stop()
+        self.display.update(self.snapshot("finetuning has ended"), last=True)
+        return ended
+
+    def finish(self) -> Episode:
+        """Wait for the last answers and gather what was measured."""
+        deadline = time.monotonic() + DRAIN_SECONDS
+        while not self.replay.wait(UPDATE_SECONDS) and time.monotonic() < deadline:
+            self.display.update(self.snapshot("answering the last requests"))
+        self.replay.abort()
+        self.display.update(self.snapshot("done"), last=True)
+        handle, started = self.handle, self.engine.loop.started
+        requests = [each.summary() for each in self.replay.requests]
+        evaluations = [event for event in handle.events() if event["type"] == "evaluation"]
+        return Episode(
+            objective=self.engine.scheduler.policy.objective,
+            status=handle.status,
+            error=handle.error,
+            records=tuple(self._records()),
+            requests=tuple(each | {"due": each["due"] - started} for each in requests),
+            losses=tuple(handle.losses),
+            validation=tuple((event["step"], event["loss"]) for event in evaluations),
+        )
+
+    def snapshot(self, phase: str) -> Snapshot:
+        """How things stand."""
+        felt = [each.summary() for each in list(self.replay.requests)]
+        records, handle = self._records(), self.handle
+        return Snapshot(
+            elapsed=self.engine.loop.clock() - self._began,
+            phase=phase,
+            waiting=self.replay.waiting,
+            running=self.replay.running,
+            done=self.replay.done,
+            ttft=percentiles(each["ttft"] for each in felt),
+            tpot=percentiles(each["tpot"] for each in felt),
+            objective=self.engine.scheduler.policy.objective,
+            step=len(handle.losses),
+            steps=handle.total_steps,
+            losses=handle.losses,
+            tokens_per_second=finetune_tokens_per_second(records),
+            shares=shares(records),
+        )
+
+    def _submit(self, messages: list[dict], request) -> list[int]:
+        prompt = self.engine.tokenizer.apply_chat_template(messages)
+        sampling = replace(self._sampling, seed=self._sampling.seed + request.index)
+        return self.engine.submit(prompt, sampling, None, request)
+
+    def _records(self) -> list[IterationRecord]:
+        """Iterations of this run; the engine's thread only ever appends to the end."""
+        kept = self.engine.loop.records
+        return [kept[place] for place in range(self._first_record, len(kept))]
+
+
+def shares(records: Sequence[IterationRecord]) -> tuple[float, float, float]:
+    """Parts of the last seconds that went into decoding, prompts and finetuning; all 0 without iterations."""
+    recent = [each for each in records if each.end > records[-1].end - RECENT_SECONDS]
+    decoding, prompts, finetuning = (sum(each.split[part] for each in recent) for part in range(3))
+    total = (decoding + prompts + finetuning) or 1.0
+    return decoding / total, prompts / total, finetuning / total
