@@ -217,8 +217,15 @@ class Rig:
 
     # ---- finetuning
 
-    def begin(self, factors: dict, scale: float, *, dropout=False, spec: OptimizerSpec | None = None) -> None:
-        """Start a job from an adapter, published under the name "job"."""
+    def begin(self, factors: dict, scale: float, *, dropout=False, spec=None, ratios: dict | None = None) -> None:
+        """Start a job from an adapter, published under the name "job".
+
+        Args:
+            spec: of the optimizer; AdamW without decay and clipping if None.
+            ratios: module -> [layers, 1, 1] float32, what is folded into B; ones if None.
+        """
+        ones = np.ones((self.dims.model.num_layers, 1, 1), np.float32)
+        self.ratios = ratios or {name: ones for name in factors["a"]}
         self.spec, wide = spec or OptimizerSpec(max_grad_norm=None), padded(factors)
         self.job = JobShape(rank_of(wide), tuple(factors["a"]), dropout)
         self.version = self.load("job", factors, scale)
@@ -260,8 +267,9 @@ class Rig:
 
     def update(self, learning_rate: float) -> float:
         """Step the optimizer, publish over the job's version; returns the norm of the gradients."""
+        numbers = np.float32(learning_rate), np.int32(self.version.first_column), self.ratios
         self.master, self.gradients, self.stack, norm = self.programs.update(self.job, self.spec)(
-            *(self.master, self.gradients, self.stack, np.float32(learning_rate), np.int32(self.version.first_column))
+            self.master, self.gradients, self.stack, *numbers
         )
         return float(norm)
 

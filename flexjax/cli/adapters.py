@@ -19,12 +19,12 @@ def add_adapter_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_adapter(text: str) -> tuple[str, Path]:
-    """Raises ConfigError if the text is not NAME=DIR, or there is no such directory."""
+    """Raises ArgumentTypeError if the text is not NAME=DIR, or there is no such directory."""
     name, equals, directory = text.partition("=")
     if not equals or not name or not directory:
-        raise ConfigError(f"--adapter is {text!r}; it must be NAME=DIR")
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=DIR")
     if not Path(directory).is_dir():
-        raise ConfigError(f"--adapter {name} names the directory {directory}, which does not exist")
+        raise argparse.ArgumentTypeError(f"the directory {directory} of {name!r} does not exist")
     return name, Path(directory)
 
 

@@ -18,7 +18,9 @@ CHECKPOINTS = ".checkpoints"
 
 
 def add_job_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", type=Path, default=OUTPUT, metavar="DIR", help=f"adapters go to DIR/NAME ({OUTPUT})")
+    parser.add_argument(
+        "--output", type=Path, default=OUTPUT, metavar="DIR", help=f"adapters go to DIR/NAME ({OUTPUT})"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoints, where there are any")
 
 

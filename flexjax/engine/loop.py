@@ -19,7 +19,8 @@ from flexjax.engine.metrics import IterationRecord, record_of
 from flexjax.engine.outputs import Collector, logprob_entry
 from flexjax.engine.runner import InFlight, Runner
 from flexjax.engine.trainer import Trainer
-from flexjax.request import FinishReason, Request
+from flexjax.layout import PAGE_TOKENS, tiles_for
+from flexjax.request import FinishReason
 from flexjax.scheduler import Iteration, Scheduler
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,9 @@ logger = logging.getLogger(__name__)
 KEPT_RECORDS = 100_000
 HOST_LEAD = 0.003
 """Seconds before the predicted end of an iteration at which the next one is scheduled, besides what that takes."""
+
+LOOK_SECONDS = 0.001
+"""Between two looks whether the iteration in flight has ended before its time."""
 
 IDLE_PAUSE = 0.001
 """Seconds between two looks when work is waiting for something else, such as pages."""
@@ -129,9 +133,11 @@ class Loop:
 
     def _serving_seconds(self, iteration: Iteration) -> float:
         """Predicted seconds of the iteration's requests alone."""
-        rows = 1 + max((row for row, _, _ in iteration.sampled_rows), default=0)
-        chunk = sum(-(-part.length // 64) * 64 for part in iteration.prompts)
-        holding = [each for each in self.scheduler.layouts if each.holds(rows=rows, chunk=chunk)]
+        rows = [slot.row for slot in iteration.decode] + [part.row for part in iteration.prompts]
+        if not rows:
+            return 0.0
+        chunk = sum(tiles_for(part.length) * PAGE_TOKENS for part in iteration.prompts)
+        holding = [each for each in self.scheduler.layouts if each.holds(rows=max(rows) + 1, chunk=chunk)]
         return min(self.scheduler.latency.forward_seconds(layout, iteration.context_tokens) for layout in holding)
 
     def _deliver(self, flight: InFlight, completion) -> None:
@@ -207,14 +213,14 @@ class Loop:
         return not self.scheduler.idle or self.trainer.wants_turn
 
     def _await_turn(self) -> None:
-        """Sleep until shortly before the iteration in flight should end, so that an arrival waits for the rest of
-        one iteration, not of two."""
+        """Sleep until shortly before the iteration in flight should end, or until it has ended, so that an arrival
+        waits for the rest of one iteration, not of two."""
         if self._flight is None:
             return
         began = max(self._flight.started, self._end)
-        wait = began + self._flight.iteration.predicted - HOST_LEAD - self._host_seconds - self.clock()
-        if wait > 0:
-            time.sleep(wait)
+        until = began + self._flight.iteration.predicted - HOST_LEAD - self._host_seconds
+        while (left := until - self.clock()) > 0 and not self._flight.fence.is_ready():
+            time.sleep(min(left, LOOK_SECONDS))
 
     def _abandon_requests(self) -> None:
         reason = FinishReason.ABORT if self._failure is None else FinishReason.ERROR

@@ -85,7 +85,7 @@ class Programs:
     def __init__(self, definition: nnx.GraphDef, weights: nnx.State, dims: Dimensions, kernels: Kernels, mesh: Mesh):
         self.definition, self.dims, self.kernels, self.mesh = definition, dims, kernels, mesh
         self.weights = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype), weights)
-        self.options = COMPILER_OPTIONS[mesh.devices.flat[0].platform]
+        self.options = dict(COMPILER_OPTIONS[mesh.devices.flat[0].platform])
         self.compiled: dict[tuple, Compiled] = {}
         self._compiling = threading.RLock()
 
@@ -120,9 +120,11 @@ class Programs:
         master = jax.eval_shape(functools.partial(new_master, spec), factors)
         gradients = gradient_shapes(self.dims, job.rank, job.modules)
         scalars = (jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32))
-        shapes = (master, gradients, stack_shapes(self.dims), *scalars)
+        ratios = {name: jax.ShapeDtypeStruct((self.dims.model.num_layers, 1, 1), jnp.float32) for name in job.modules}
+        shapes = (master, gradients, stack_shapes(self.dims), *scalars, ratios)
         key = ("update", job, spec)
-        specs = (master_specs(master, job.modules), gradient_specs(job.modules), stack_specs(), P(), P())
+        states = (master_specs(master, job.modules), gradient_specs(job.modules), stack_specs())
+        specs = (*states, P(), P(), {name: P() for name in job.modules})
         out = (*specs[:3], P())
         return self._compile(key, body, shapes, specs, out, donated=(0, 1, 2), partitioned=True)
 

@@ -26,6 +26,7 @@ class DeviceJob:
 
     Attributes:
         version: the private version whose range of the rank axis takes every update.
+        ratios: module -> [layers, 1, 1] float32, see `flexjax.steps.update.update`.
     """
 
     shape: JobShape
@@ -33,6 +34,7 @@ class DeviceJob:
     version: AdapterVersion
     master: Master
     gradients: Gradients
+    ratios: dict[str, np.ndarray]
 
 
 @dataclass
@@ -135,14 +137,17 @@ class Runner:
     def update(self, job: DeviceJob, learning_rate: float) -> jax.Array:
         program = self.programs.update(job.shape, job.optimizer)
         scalars = np.float32(learning_rate), np.int32(job.version.first_column)
-        job.master, job.gradients, self.stack, norm = program(job.master, job.gradients, self.stack, *scalars)
+        states = job.master, job.gradients, self.stack
+        job.master, job.gradients, self.stack, norm = program(*states, *scalars, job.ratios)
         return norm
 
-    def add_job(self, name: str, shape: JobShape, optimizer: OptimizerSpec, version, master: Master) -> DeviceJob:
+    def add_job(
+        self, name: str, shape: JobShape, optimizer: OptimizerSpec, version, master: Master, ratios: dict
+    ) -> DeviceJob:
         """Give a job its arrays and publish its starting point into its version's range."""
         gradients = self.programs.zeros(gradient_shapes(self.programs.dims, shape.rank, shape.modules), "gradients")
         master = self.programs.place_master(master, shape)
-        self.jobs[name] = DeviceJob(shape, optimizer, version, master, gradients)
+        self.jobs[name] = DeviceJob(shape, optimizer, version, master, gradients, ratios)
         self.publish({"a": master.a, "b": master.b}, shape, version)
         return self.jobs[name]
 

@@ -15,7 +15,7 @@ from flexjax.engine.programs import JobShape, Programs
 from flexjax.engine.runner import Runner
 from flexjax.fields import ConfigError
 from flexjax.layout import PAGE_TOKENS, SlotLayout, tiles_for
-from flexjax.memory import MemoryPlan, plan_memory
+from flexjax.memory import MemoryPlan, plan_memory, with_pages
 from flexjax.models.build import abstract_decoder, dtype_of, dummy_weights, place_weights
 from flexjax.models.config import ModelConfig
 from flexjax.models.lora import MODULES
@@ -106,16 +106,20 @@ class Machine:
 
     def __init__(self, config: EngineConfig, source: ModelSource, progress: Callable[[str], None]):
         use_compilation_cache(config.compilation_cache)
-        self.config, self.progress = config, progress
+        self.config, self.progress, self.layouts = config, progress, layouts_of(config)
         mesh = device_mesh(config.tp)
-        platform = mesh.devices.flat[0].platform
+        kernels = Kernels.for_platform(mesh.devices.flat[0].platform)
         definition, shapes = abstract_decoder(source.config, dtype_of(config.dtype), config.tp)
         dims = dimensions_of(config, source.config, tape_of(config, source.config))
-        self.plan = plan_pages(config, dims, nbytes(shapes) // config.tp, temporaries=0)
-        programs = Programs(definition, shapes, replace(dims, pages=self.plan.pages), Kernels.for_platform(platform), mesh)
+        weight_bytes = nbytes(shapes) // config.tp
+        self.plan = plan_pages(config, dims, weight_bytes, temporaries=0)
+        programs = Programs(definition, shapes, with_pages(dims, self.plan), kernels, mesh)
         weights = self._weights(programs, source, shapes)
-        self.layouts = layouts_of(config)
-        self._compile(programs)
+        temporaries = self._compile(programs)
+        supposed, self.plan = self.plan, plan_pages(config, dims, weight_bytes, temporaries)
+        if self.plan.pages != supposed.pages:
+            programs = Programs(definition, shapes, with_pages(dims, self.plan), kernels, mesh)
+            self._compile(programs)
         self.runner = Runner(programs, weights)
         self.latency = LatencyModel()
         calibrate_forward(self.runner, self.latency, self.layouts)
@@ -131,12 +135,15 @@ class Machine:
         self.progress(f"weights: {nbytes(shapes) / 2**20:,.0f} MiB in {time.perf_counter() - started:.1f} s")
         return weights
 
-    def _compile(self, programs: Programs) -> None:
-        started = time.perf_counter()
+    def _compile(self, programs: Programs) -> int:
+        """Compile every layout; bytes of the largest one's temporaries, which do not depend on the number of pages."""
+        started, temporaries = time.perf_counter(), 0
         for number, layout in enumerate(self.layouts, 1):
-            seconds = programs.forward(layout).seconds
-            self.progress(f"compiled {number} of {len(self.layouts)}: {describe(layout)} in {seconds:.1f} s")
+            program = programs.forward(layout)
+            temporaries = max(temporaries, program.memory.temp_size_in_bytes)
+            self.progress(f"compiled {number} of {len(self.layouts)}: {describe(layout)} in {program.seconds:.1f} s")
         self.progress(f"{len(self.layouts)} programs ready in {time.perf_counter() - started:.1f} s")
+        return temporaries
 
 
 def describe(layout: SlotLayout) -> str:

@@ -121,7 +121,7 @@ class Trainer:
         master = new_master(spec, self.runner.programs.place_factors(padded_factors(job.adapter, shape.rank), shape))
         if job.checkpoint is not None:
             master = self.checkpoints.restore(job.checkpoint, master)
-        self.runner.add_job(job.name, shape, spec, version, master)
+        self.runner.add_job(job.name, shape, spec, version, master, job.adapter.ratios)
         self.scheduler.set_job(job.name, job.run.job.weight)
         calibrate_job(self.runner, self.scheduler.latency, job.name)
 

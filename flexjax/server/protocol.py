@@ -44,9 +44,7 @@ WITHOUT_EFFECT = MappingProxyType(
 """Accepted, since nothing that is generated depends on them."""
 
 COMPLETION_FIELDS = MappingProxyType({"prompt": Any, "logprobs": int})
-CHAT_FIELDS = MappingProxyType(
-    {"messages": Any, "logprobs": bool, "top_logprobs": int, "max_completion_tokens": int}
-)
+CHAT_FIELDS = MappingProxyType({"messages": Any, "logprobs": bool, "top_logprobs": int, "max_completion_tokens": int})
 
 UNSUPPORTED = MappingProxyType(
     {
@@ -71,6 +69,7 @@ UNSUPPORTED = MappingProxyType(
     }
 )
 """OpenAI's fields that are not implemented, each with the values that ask for nothing (null is always one)."""
+
 
 @dataclass(frozen=True)
 class GenerationRequest:

@@ -47,8 +47,8 @@ def read(pool, layer, pages, width: int) -> jax.Array:
 
 
 def write_named(pool, layer, tape: TapeLayout, pages, values: dict[str, jax.Array], *, tp: int, implementation: str):
-    """Write the values that the tape keeps; pages [tiles, tape.columns]. Values not kept are ignored."""
-    for name in tape.names:
+    """Write those of the values, each [tiles * 64, width], that the tape keeps; pages [tiles, tape.columns]."""
+    for name in (name for name in tape.names if name in values):
         first = tape.first_column(name)
         columns = pages[:, first : first + tape.span(name)]
         pool = write(pool, layer, columns, local_part(values[name], name, tp), implementation=implementation)

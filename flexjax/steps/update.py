@@ -48,26 +48,35 @@ def update(
     stack: AdapterStack,
     learning_rate: jax.Array,
     first_column: jax.Array,
+    ratios: dict[str, jax.Array],
 ) -> tuple[Master, Gradients, AdapterStack, jax.Array]:
-    """Clip, step, publish. ``first_column``: where the new version's range of the flat rank axis begins (int32).
+    """Clip, step, publish.
+
+    Args:
+        first_column: where the new version's range of the flat rank axis begins, int32.
+        ratios: module -> [layers, 1, 1] float32, what is folded into each B so that one scale serves all terms; the
+            optimizer sees B and its gradient without it, as PEFT keeps them.
 
     A step that would leave a value that is not finite is not taken: one NaN in the stack would reach every adapter
     that is served beside it.
 
-    Returns the new master, zeroed gradient sums, the stack with the version published, and the global gradient norm
-    before clipping (float32), NaN if the step was not taken.
+    Returns:
+        The new master, zeroed gradient sums, the stack with the version published, and the global gradient norm
+        before clipping (float32), NaN if the step was not taken.
     """
-    grads = {"a": whole(gradients.a, "a"), "b": whole(gradients.b, "b")}
+    grads = {"a": whole(gradients.a, "a"), "b": scaled(whole(gradients.b, "b"), ratios)}
     norm = optax.tree.norm(grads)
     if spec.max_grad_norm is not None:
         # torch.nn.utils.clip_grad_norm_, epsilon included
         grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, spec.max_grad_norm / (norm + 1e-6)), grads)
-    params = {"a": master.a, "b": master.b}
+    before = {"a": master.a, "b": master.b}
+    params = {"a": master.a, "b": {name: b / ratios[name] for name, b in master.b.items()}}
     steps, optimizer = spec.transform().update(grads, master.optimizer, params)
     stepped = jax.tree.map(lambda p, s: p + learning_rate * s, params, steps)
+    stepped["b"] = scaled(stepped["b"], ratios)
     served = jax.tree.map(lambda p: p.astype(next(iter(stack.a.values())).dtype), stepped)
     finite = jnp.stack([jnp.isfinite(p).all() for p in jax.tree.leaves(served)]).all() & jnp.isfinite(norm)
-    params = jax.tree.map(lambda new, old: jnp.where(finite, new, old), stepped, params)
+    params = jax.tree.map(lambda new, old: jnp.where(finite, new, old), stepped, before)
     norm = jnp.where(finite, norm, jnp.nan)
     master = Master(params["a"], params["b"], optimizer)
     empty = {"a": jax.tree.map(jnp.zeros_like, gradients.a), "b": jax.tree.map(jnp.zeros_like, gradients.b)}
@@ -77,6 +86,10 @@ def update(
 
 def whole(sums: dict[str, jax.Array], factor: str) -> dict[str, jax.Array]:
     return {name: g.sum(axis=0) if summed_over_shards(name, factor) else g for name, g in sums.items()}
+
+
+def scaled(factors: dict[str, jax.Array], ratios: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name: factor * ratios[name] for name, factor in factors.items()}
 
 
 def publish(stack: AdapterStack, params: dict[str, dict], first_column: jax.Array) -> AdapterStack:

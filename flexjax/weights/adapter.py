@@ -66,6 +66,13 @@ class LoraAdapter:
         """Names of the adapted modules, in the model's order."""
         return tuple(name for name in MODULES if name in self.weights)
 
+    @property
+    def ratios(self) -> dict[str, np.ndarray]:
+        """module -> [layers, 1, 1] float32: each term's scale by the adapter's, folded into B; 1 for absent terms."""
+        ratio = lambda term: 1.0 if term is None else term.scale(self.use_rslora) / self.scale
+        column = lambda layers: np.array([ratio(term) for term in layers], np.float32).reshape(-1, 1, 1)
+        return {name: column(self.terms[name]) for name in self.weights}
+
     def with_weights(self, weights: dict[str, Pair]) -> "LoraAdapter":
         """The same adapter after training: new A and B of the same shapes.
 

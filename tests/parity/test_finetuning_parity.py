@@ -24,17 +24,7 @@ PROMPT = np.random.default_rng(7).integers(0, VOCABULARY, 140).tolist()
 LOGPROB_TOLERANCE = 5e-5
 """Of values of up to about 20: sums of three layers in float32, in another order."""
 
-UNEQUAL = pytest.mark.xfail(
-    strict=True,
-    reason="terms of another scale than the adapter's are trained with the ratio inside B, where clipping and AdamW "
-    "see another gradient than PEFT's",
-)
-
 every_case = pytest.mark.parametrize("name", CASES)
-every_training = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=UNEQUAL) if name == "unequal_scales" else name for name in CASES]
-)
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
@@ -92,7 +82,7 @@ def accepted(ask_reference, recorded, engines, models, folder) -> dict[str, np.n
     return {each: np.load(folder / f"{each}.npz")["logprobs_0"] for each in results}
 
 
-@every_training
+@every_case
 def test_losses_gradient_norms_and_learning_rates(expected, recorded, name):
     assert len(recorded[name]) == len(expected[name]) == STEPS
     for ours, theirs in zip(recorded[name], expected[name], strict=True):
@@ -100,7 +90,7 @@ def test_losses_gradient_norms_and_learning_rates(expected, recorded, name):
             assert ours[key] == pytest.approx(theirs[key], rel=2e-5, abs=1e-12), f"step {ours['step']}: {key}"
 
 
-@every_training
+@every_case
 def test_final_adapters(recorded, folder, name):
     """Relative to how far training moved a tensor: AdamW divides by gradients, small ones with their rounding too."""
     start, theirs, ours = (load_file(folder / name / each / WEIGHTS_FILE) for each in ("start", "torch", "flexjax"))

@@ -160,7 +160,10 @@ def test_unsupported_fields_are_refused_by_name(start, field, value):
         ({"messages": HELLO, "prompt": None, "logprobs": 2}, "unknown field 'prompt'"),
         ({"messages": HELLO, "logprobs": 2}, "logprobs is 2; it must be true or false"),
         ({"messages": HELLO, "top_logprobs": 2}, "top_logprobs is 2; it needs logprobs"),
-        ({"messages": HELLO, "max_tokens": 2, "max_completion_tokens": 3}, "max_tokens and max_completion_tokens differ"),
+        (
+            {"messages": HELLO, "max_tokens": 2, "max_completion_tokens": 3},
+            "max_tokens and max_completion_tokens differ",
+        ),
         ({"prompt": "a", "n": 1.5}, "n is 1.5; it must be a whole number"),
         ({"prompt": "a", "n": True}, "n is True; it must be a whole number"),
         ({"prompt": "a", "n": 0}, r"n is 0; it must be in \[1, 128\]"),

@@ -66,6 +66,20 @@ def test_adamw_with_and_without_clipping(rig):
     assert not any(np.any(sums) for sums in jax.tree.leaves((rig.gradients.a, rig.gradients.b)))
 
 
+def test_folded_scales_are_invisible_to_the_optimizer():
+    """B is kept times a ratio of scales; weights, gradients and norm are as if it were not."""
+    model = Model.random(LLAMA)
+    ratios = {name: np.float32([[[0.5]], [[3.0 + index]]]) for index, name in enumerate(MODULES)}
+    fold = lambda factors, power: factors | {"b": {name: b * ratios[name] ** power for name, b in factors["b"].items()}}
+    plain, gradients = model.factors(4, seed=2, modules=MODULES), model.factors(4, seed=5, modules=MODULES)
+    rig, reference = Rig(model), AdamW(plain, SPEC)
+    rig.begin(fold(plain, 1), 1.0, spec=SPEC, ratios=ratios)
+    for _ in range(2):
+        set_gradients(rig, fold(gradients, -1))
+        assert rig.update(1e-2) == pytest.approx(reference.update(gradients, 1e-2), rel=1e-5)
+    assert_trees_close({"a": rig.master.a, "b": rig.master.b}, fold(reference.params, 1), 1e-6)
+
+
 def test_publishing_writes_its_own_range_only(rig):
     before = jax.tree.map(np.array, rig.stack)
     set_gradients(rig, rig.model.factors(4, seed=5, modules=MODULES))
