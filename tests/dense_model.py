@@ -33,7 +33,11 @@ class DenseModel:
         self._gradients = compiled(lambda *arguments: jax.value_and_grad(mean_loss, argnums=1)(*arguments))
 
     def logits(self, tokens, adapter: dict | None = None, scale: float = 1.0) -> np.ndarray:
-        """tokens [T] -> logits [T, vocab]. ``adapter``: {"a": module -> [layers, in, r], "b": module -> [layers, r, out]}."""
+        """tokens [T] -> logits [T, vocab].
+
+        Args:
+            adapter: {"a": module -> [layers, in, r], "b": module -> [layers, r, out]}; None for the base model.
+        """
         return self._run(self._logits, tokens, adapter, scale)
 
     def final_states(self, tokens, adapter: dict | None = None, scale: float = 1.0) -> np.ndarray:
@@ -80,7 +84,8 @@ def doubled(tree):
 
 def mean_loss(config, adapter, tensors, tokens, trained, scale, multipliers):
     """tokens [B, T], trained [B, T] bool -> cross entropy of the next token, mean over trained targets."""
-    logits = jax.vmap(lambda row, masks: sequence_logits(config, adapter, tensors, row, scale, masks))(tokens, multipliers)
+    of_one = lambda row, masks: sequence_logits(config, adapter, tensors, row, scale, masks)
+    logits = jax.vmap(of_one)(tokens, multipliers)
     logprobs = jax.nn.log_softmax(logits[:, :-1])
     picked = jnp.take_along_axis(logprobs, tokens[:, 1:, None], axis=-1)[..., 0]
     return -jnp.sum(jnp.where(trained[:, 1:], picked, 0)) / jnp.sum(trained[:, 1:])

@@ -107,7 +107,7 @@ class Model:
         return np.random.default_rng(seed).integers(0, self.config.vocab_size, count, dtype=np.int32)
 
     def factors(self, rank: int, seed: int, modules=MODULES) -> dict[str, dict[str, np.ndarray]]:
-        """A random adapter whose every factor matters: {"a": module -> [layers, in, r], "b": module -> [layers, r, out]}."""
+        """A random adapter, B too: {"a": module -> [layers, in, r], "b": module -> [layers, r, out]}, float32."""
         draw = np.random.default_rng(seed).standard_normal
         widths, layers = module_widths(self.config), self.config.num_layers
         a = {name: draw((layers, widths[name][0], rank)) * widths[name][0] ** -0.5 for name in modules}
@@ -164,7 +164,7 @@ class Rig:
         self.table.announce(version)
         return version
 
-    def seat(self, number: int, row: int, tokens, adapter: AdapterVersion = BASE, room: int = 0, sampling=GREEDY) -> None:
+    def seat(self, number: int, row: int, tokens, adapter=BASE, room: int = 0, sampling=GREEDY) -> None:
         """A request with this prompt takes a row, and pages for it and ``room`` more tokens."""
         tokens = [int(token) for token in tokens]
         request = Request(number, tuple(tokens), sampling, max_new_tokens=room + 1)
@@ -279,9 +279,10 @@ class Rig:
     def factor_gradients(self) -> dict[str, dict[str, np.ndarray]]:
         """The sums so far, whole: {"a": module -> [layers, in, r], "b": module -> [layers, r, out]}."""
         whole = lambda name, factor, sums: sums.sum(axis=0) if summed_over_shards(name, factor) else sums
+        by_factor = {"a": self.gradients.a, "b": self.gradients.b}
         return {
-            factor: {name: whole(name, factor, np.asarray(sums)) for name, sums in getattr(self.gradients, factor).items()}
-            for factor in ("a", "b")
+            factor: {name: whole(name, factor, np.asarray(sums)) for name, sums in modules.items()}
+            for factor, modules in by_factor.items()
         }
 
 

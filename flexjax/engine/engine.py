@@ -50,7 +50,7 @@ class Engine:
         source = open_model(config.model, config.revision)
         self.model = source.config
         self.config = config.resolved(source.config.max_position_embeddings)
-        self.tokenizer = None if config.load_format == "dummy" else source.load_tokenizer()
+        self.tokenizer = source.load_tokenizer() if source.has_tokenizer else None
         self.defaults = source.read_defaults(self.tokenizer)
         machine = Machine(self.config, source, progress or logger.info)
         self.memory_plan, self._runner = machine.plan, machine.runner
@@ -226,7 +226,7 @@ class Engine:
 
     def _tokenizer(self):
         if self.tokenizer is None:
-            raise ValueError("the model was loaded without a tokenizer (load_format is dummy); give token ids")
+            raise ValueError(f"model {self.config.model} has no tokenizer.json; give token ids instead of text")
         return self.tokenizer
 
     # adapters
@@ -291,7 +291,7 @@ class Engine:
             job = replace(job, max_length=self.config.max_model_len)
         run = JobRun.prepare(
             job,
-            self._tokenizer(),
+            self.tokenizer,
             vocab_size=self.model.vocab_size,
             max_model_len=self.config.max_model_len,
             microbatch_tokens=self.config.microbatch_tokens,

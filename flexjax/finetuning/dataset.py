@@ -99,7 +99,7 @@ class Dataset:
 
 def read_dataset(
     data: str | os.PathLike | Iterable[Mapping[str, Any]],
-    tokenizer: RowTokenizer,
+    tokenizer: RowTokenizer | None,
     *,
     vocab_size: int,
     max_length: int,
@@ -160,18 +160,20 @@ def parse_row(line: bytes) -> Any:
         raise RowError(f"not readable as JSON: {error}") from error
 
 
-def encode_row(row: Any, tokenizer: RowTokenizer, train_on: str) -> tuple[Sequence[int], Sequence[bool]]:
+def encode_row(row: Any, tokenizer: RowTokenizer | None, train_on: str) -> tuple[Sequence[int], Sequence[bool]]:
     """Token ids and loss mask of a row of any kind.
 
     Raises:
         RowError: unknown or missing keys, wrong types, a chat that the template refuses.
     """
     kind = row_kind(row)
+    if "input_ids" in kind:
+        return token_row(row)
+    if tokenizer is None:
+        raise RowError("a row of text, but the model has no tokenizer; give input_ids and loss_mask")
     if "messages" in kind:
         return encode_messages(row["messages"], tokenizer, train_on)
-    if "prompt" in kind:
-        return encode_completion(row, tokenizer, train_on)
-    return token_row(row)
+    return encode_completion(row, tokenizer, train_on)
 
 
 def row_kind(row: Any) -> tuple[str, ...]:

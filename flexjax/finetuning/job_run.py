@@ -55,7 +55,7 @@ class JobRun:
     def prepare(
         cls,
         job: FinetuneJob,
-        tokenizer: RowTokenizer,
+        tokenizer: RowTokenizer | None,
         *,
         vocab_size: int,
         max_model_len: int,
@@ -65,6 +65,7 @@ class JobRun:
         """Reads the job's data.
 
         Args:
+            tokenizer: None takes rows of token ids only.
             vocab_size: of the model.
 
         Raises:

@@ -5,7 +5,6 @@ Shoeybi et al. 2019, Megatron-LM), because the transpose of a plain ``psum`` wou
 """
 
 import jax
-import jax.numpy as jnp
 
 TP_AXIS = "tp"
 

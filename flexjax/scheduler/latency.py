@@ -2,7 +2,7 @@
 
 import json
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -31,15 +31,15 @@ class PredictionError:
 class LatencyModel:
     """Seconds of an iteration as a sum over the programs it runs.
 
-    ``seconds = overhead + forward[layout] + slope * context_tokens + sum(count * unit[program])``
+    ``seconds = overhead + forward[layout] + slope[layout] * context_tokens + sum(count * unit[program])``
 
     The table has one entry per compiled program: ("forward", layout), ("loss", window), ("backward", window),
     ("update",). Shapes are static, so the same program takes the same time but for attention, whose cost grows with
-    the K/V positions that decode slots and tiles read: a decode slot reads each position once from memory, and a tile
-    of 64 queries needs about the same time per position for its products, so one slope serves both.
+    the K/V positions that decode slots and tiles read. A layout has its own slope, because what a position costs
+    depends on how many queries read it together.
 
-    ``calibrate`` fits the table from measurements made at the start: the slope is the one common to all layouts
-    (least squares on the deviations from each layout's own mean), and a layout's entry is its mean without the slope.
+    ``calibrate`` fits the table from measurements made at the start: a layout's entry and slope are the least-squares
+    line through its measurements, and the slope of a layout that was not measured is that of the nearest in size.
 
     ``observe`` corrects the table from each real iteration by normalised least mean squares (Haykin, Adaptive
     Filter Theory, chapter 6) in relative coordinates: with ``x`` the predicted part of a program and ``e`` the error,
@@ -59,7 +59,7 @@ class LatencyModel:
             raise ValueError(f"rate is {rate}; it must be in [0, 0.4]")
         self.overhead = overhead
         self.rate = rate
-        self.slope = 0.0
+        self.slopes: dict[SlotLayout, float] = {}
         self.programs: dict[tuple, float] = {}
         self._samples: dict[tuple, list[tuple[int, float]]] = {}
         self._spread = 1.0
@@ -70,17 +70,17 @@ class LatencyModel:
 
         Args:
             key: ("forward", SlotLayout), ("loss", window), ("backward", window) or ("update",).
-            context_tokens: as in ``Iteration``; two different ones for some layout determine the slope.
+            context_tokens: as in ``Iteration``; two different ones of a layout determine its slope.
         """
         if seconds <= 0:
             raise ValueError(f"program {key} was measured at {seconds} seconds; it must be more than 0")
-        self._samples.setdefault(key, []).append((context_tokens, seconds))
-        self.slope = common_slope(self._samples.values()) if key[0] == "forward" else self.slope
-        for name, samples in self._samples.items():
-            if name != key and not name[0] == key[0] == "forward":
-                continue  # its entry may have been corrected since
-            mean = fmean(sample[1] for sample in samples) - self.slope * fmean(sample[0] for sample in samples)
-            self.programs[name] = max(mean, SMALLEST_SECONDS)
+        samples = self._samples.setdefault(key, [])
+        samples.append((context_tokens, seconds))
+        slope = slope_of(samples)
+        if key[0] == "forward":
+            self.slopes[key[1]] = slope
+        mean = fmean(sample[1] for sample in samples) - slope * fmean(sample[0] for sample in samples)
+        self.programs[key] = max(mean, SMALLEST_SECONDS)
 
     def predict(self, layout: SlotLayout | None, context_tokens: int, units: Mapping[tuple, int]) -> float:
         """Seconds of an iteration with one forward step (or none) and ``units[program]`` calls of each program."""
@@ -88,7 +88,12 @@ class LatencyModel:
 
     def forward_seconds(self, layout: SlotLayout, context_tokens: int) -> float:
         """Seconds of a forward step alone."""
-        return self.program_seconds(("forward", layout)) + self.slope * context_tokens
+        return self.program_seconds(("forward", layout)) + self.slope_seconds(layout) * context_tokens
+
+    def slope_seconds(self, layout: SlotLayout) -> float:
+        """Seconds per context token of a forward step."""
+        nearest = min(self.slopes, key=lambda known: abs(known.slots - layout.slots), default=None)
+        return self.slopes.get(layout, 0.0 if nearest is None else self.slopes[nearest])
 
     def program_seconds(self, key: tuple) -> float:
         """Seconds of one call without context: from the table, else from measured programs of the same kind."""
@@ -121,7 +126,8 @@ class LatencyModel:
     def save(self, path: str | Path) -> None:
         """Writes the table as JSON."""
         programs = [[encode_key(key), seconds] for key, seconds in self.programs.items()]
-        content = {"overhead": self.overhead, "rate": self.rate, "slope": self.slope, "programs": programs}
+        slopes = [[asdict(layout), slope] for layout, slope in self.slopes.items()]
+        content = {"overhead": self.overhead, "rate": self.rate, "slopes": slopes, "programs": programs}
         Path(path).write_text(json.dumps(content, indent=1))
 
     @classmethod
@@ -134,7 +140,7 @@ class LatencyModel:
         try:
             content = json.loads(Path(path).read_text())
             model = cls(content["overhead"], content["rate"])
-            model.slope = float(content["slope"])
+            model.slopes = {SlotLayout(**layout): float(slope) for layout, slope in content["slopes"]}
             model.programs = {decode_key(key): float(seconds) for key, seconds in content["programs"]}
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a latency table ({error}); delete it to measure again") from error
@@ -144,12 +150,12 @@ class LatencyModel:
         parts = {key: count * self.program_seconds(key) for key, count in units.items()}
         if layout is not None:
             parts["forward", layout] = self.program_seconds(("forward", layout))
-            parts["context",] = self.slope * context_tokens
+            parts["context", layout] = self.slope_seconds(layout) * context_tokens
         return parts
 
     def _scale(self, key: tuple, factor: float) -> None:
-        if key == ("context",):
-            self.slope *= factor
+        if key[0] == "context":
+            self.slopes[key[1]] = self.slope_seconds(key[1]) * factor
         else:
             self.programs[key] = max(self.program_seconds(key) * factor, SMALLEST_SECONDS)
 
@@ -183,14 +189,12 @@ def interpolate(points: Mapping[int, float], size: int) -> float:
     return points[below] + share * (points[above] - points[below])
 
 
-def common_slope(groups: Iterable[list[tuple[int, float]]]) -> float:
-    """Seconds per context token that fit all groups best when each has its own constant; at least 0."""
-    product = square = 0.0
-    for samples in groups:
-        mean_context = fmean(context for context, _ in samples)
-        mean_seconds = fmean(seconds for _, seconds in samples)
-        product += sum((context - mean_context) * (seconds - mean_seconds) for context, seconds in samples)
-        square += sum((context - mean_context) ** 2 for context, _ in samples)
+def slope_of(samples: list[tuple[int, float]]) -> float:
+    """Least-squares seconds per context token of (context tokens, seconds); at least 0, and 0 if it is not known."""
+    mean_context = fmean(context for context, _ in samples)
+    mean_seconds = fmean(seconds for _, seconds in samples)
+    product = sum((context - mean_context) * (seconds - mean_seconds) for context, seconds in samples)
+    square = sum((context - mean_context) ** 2 for context, _ in samples)
     return max(product / square, 0.0) if square else 0.0
 
 

@@ -5,7 +5,6 @@
 A plain function; `flexjax.engine.programs` compiles it. Layout and dimensions are static.
 """
 
-import functools
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -87,32 +86,22 @@ def run_layers(model: Decoder, dims, layout, kernels, adapters, pool, x, batch):
 
 
 def layer_forward(layer: DecoderLayer, dims, layout, kernels, adapter, pool, x, index, positions, slots, batch):
-    """One layer: stages, with page writes, attention and tape writes standing between them.
-
-    Every write either precedes all of attention's reads of the pool or follows from them all, which the barrier sees
-    to. One that could go either way would make XLA copy the pool in every layer.
-    """
-    keep = functools.partial(keep_on_tape, dims, layout, kernels, batch, index)
+    """One layer: stages, with page writes, attention and tape writes standing between them."""
     q, k, v = layer.qkv_stage(x, positions, adapter)
     pool = write_keys_values(pool, index, slots, k, v, kernels)
-    pool = keep(pool, x=x, q=q)
-    attention, lse = jax.lax.optimization_barrier(attend(layer, q, pool, index, batch, layout, kernels))
+    attention, lse = attend(layer, q, pool, index, batch, layout, kernels)
+    if layout.tape:  # a write that could come before or after attention's reads would make XLA copy the pool
+        pool, attention, lse = jax.lax.optimization_barrier((pool, attention, lse))
     mid = layer.output_stage(x, attention, adapter)
     gate, up = layer.mlp_input_stage(mid, adapter)
-    pool = keep(pool, attention=attention, lse=lse, mid=mid, gate=gate, up=up)
+    if layout.tape:
+        chunk = slice(layout.rows, None)
+        kept = dict(x=x[chunk], mid=mid[chunk], gate=gate[chunk], up=up[chunk], q=q[chunk].reshape(layout.chunk, -1))
+        kept["attention"] = tape.pack_attention(attention[chunk], lse[chunk])
+        pool = tape.write_named(
+            pool, index, dims.tape_layout, batch.tape_pages, kept, tp=dims.tp, implementation=kernels.page_write
+        )
     return layer.mlp_output_stage(mid, gate, up, adapter), pool
-
-
-def keep_on_tape(dims, layout, kernels, batch, index, pool, **values):
-    """Write what the tape keeps of these values [slots, ...], chunk part only; the log-sum-exp goes with attention."""
-    if not layout.tape:
-        return pool
-    chunk = {name: value[layout.rows :] for name, value in values.items()}
-    if "attention" in chunk:
-        chunk["attention"] = tape.pack_attention(chunk["attention"], chunk.pop("lse"))
-    flat = {name: value.reshape(layout.chunk, -1) for name, value in chunk.items()}
-    options = dict(tp=dims.tp, implementation=kernels.page_write)
-    return tape.write_named(pool, index, dims.tape_layout, batch.tape_pages, flat, **options)
 
 
 def per_slot(rows: jax.Array, tiles: jax.Array | None) -> jax.Array:

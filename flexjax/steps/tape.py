@@ -47,12 +47,14 @@ def read(pool, layer, pages, width: int) -> jax.Array:
 
 
 def write_named(pool, layer, tape: TapeLayout, pages, values: dict[str, jax.Array], *, tp: int, implementation: str):
-    """Write those of the values, each [tiles * 64, width], that the tape keeps; pages [tiles, tape.columns]."""
-    for name in (name for name in tape.names if name in values):
-        first = tape.first_column(name)
-        columns = pages[:, first : first + tape.span(name)]
-        pool = write(pool, layer, columns, local_part(values[name], name, tp), implementation=implementation)
-    return pool
+    """Write those of the values, each [tiles * 64, width], that the tape keeps, in one go; pages [tiles, columns]."""
+    row, kept = pool.shape[-1], [name for name in tape.names if name in values]
+    if not kept:
+        return pool
+    rows = jnp.concatenate([as_rows(local_part(values[name], name, tp), row) for name in kept], axis=1)
+    spans = [pages[:, tape.first_column(name) :][:, : tape.span(name)] for name in kept]
+    slots = tile_slots(jnp.concatenate(spans, axis=1))
+    return page_write(pool, layer, rows.reshape(-1, row), slots.reshape(-1), implementation=implementation)
 
 
 def read_named(pool, layer, tape: TapeLayout, pages, *, tp: int) -> dict[str, jax.Array]:

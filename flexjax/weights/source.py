@@ -34,6 +34,10 @@ class ModelSource:
         """
         return self.gguf.load(dtype, tp) if self.gguf else load_directory(self.path, self.config, dtype, tp)
 
+    @property
+    def has_tokenizer(self) -> bool:
+        return self.gguf is not None or (self.path / "tokenizer.json").is_file()
+
     def load_tokenizer(self) -> Tokenizer:
         """Raises FileNotFoundError or ValueError as `Tokenizer.from_directory` and `Tokenizer.from_gguf`."""
         return Tokenizer.from_gguf(self.gguf.metadata) if self.gguf else Tokenizer.from_directory(self.path)

@@ -78,8 +78,8 @@ def test_a_discarded_version_leaves_the_name_alone(table):
 
 def test_no_room_errors_name_what_is_full_and_the_setting(table):
     load(table, "a", rank=24), load(table, "b", rank=24)
-    with pytest.raises(NoRoomForAdapter, match="'c' of rank 20 needs 24 free columns in a row of the 64 that a, b share.*"
-                                               "raise adapter_rank_capacity"):  # fmt: skip
+    narrow = "'c' of rank 20 needs 24 free columns in a row of the 64 that a, b share.* raise adapter_rank_capacity"
+    with pytest.raises(NoRoomForAdapter, match=narrow):
         table.place("c", 20, 1.0)
     load(table, "c", rank=1)
     with pytest.raises(NoRoomForAdapter, match="'d' finds all 3 places taken by a, b, c.* raise max_adapters"):

@@ -5,7 +5,6 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from flexjax.engine.programs import JobShape, Programs, factor_specs, master_specs, weight_specs

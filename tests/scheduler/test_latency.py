@@ -28,11 +28,13 @@ def test_sum_over_programs():
 
 def test_slope_is_recovered_from_two_contexts_of_each_layout():
     model = LatencyModel()
-    for layout, base in ((SMALL, 0.01), (LARGE, 0.03)):
+    for layout, base, slope in ((SMALL, 0.01, 1e-6), (LARGE, 0.03, 2e-6)):
         for context in (1000, 5000):
-            model.calibrate(("forward", layout), base + 2e-6 * context, context)
-    assert model.slope == pytest.approx(2e-6)
+            model.calibrate(("forward", layout), base + slope * context, context)
+    assert model.predict(SMALL, 10_000, {}) == pytest.approx(0.01 + 0.01)
     assert model.predict(LARGE, 10_000, {}) == pytest.approx(0.03 + 0.02)
+    unmeasured = SlotLayout(16, 320)
+    assert model.predict(unmeasured, 1000, {}) - model.predict(unmeasured, 0, {}) == pytest.approx(0.002)
 
 
 def test_unmeasured_shapes_are_interpolated():
@@ -108,7 +110,7 @@ def test_saved_and_loaded(tmp_path):
     assert loaded.predict(LARGE, 777, {("update",): 2}) == model.predict(LARGE, 777, {("update",): 2})
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[1, 2]", '{"overhead": 0, "rate": 0.1, "slope": 0, "programs": [[1]]}'])
+@pytest.mark.parametrize("content", ["", "{}", "[1, 2]", '{"overhead": 0, "rate": 0.1, "slopes": [], "programs": [[1]]}'])
 def test_a_torn_table_is_named(tmp_path, content):
     path = tmp_path / "table.json"
     path.write_text(content)

@@ -1,4 +1,4 @@
-"""Windowed backward = `jax.grad` over whole sequences: loss and every LoRA gradient against the dense model in float64."""
+"""Windowed backward = `jax.grad` over whole sequences: loss and LoRA gradients against the dense model in float64."""
 
 import functools
 
@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from flexjax.finetuning.packing import pack_group
-from flexjax.layout import PAGE_TOKENS
 from flexjax.models.lora import MODULES, Dropout, module_widths
 from flexjax.steps.forward import tile_seeds
 from tests.ladder import (
@@ -71,7 +70,7 @@ def packed_rig(config=LLAMA, factors=None, dropout=0.0, **shape) -> Rig:
     return rig
 
 
-@pytest.mark.parametrize("tape, window", [(LEAN, 128), (WIDE, 64), (FULL, 384)], ids=["lean-128", "wide-64", "full-384"])
+@pytest.mark.parametrize("tape, window", [(LEAN, 128), (WIDE, 64), (FULL, 384)], ids=["lean", "wide", "full"])
 def test_every_tape_and_window(tape, window):
     rig = packed_rig(tape=tape, window=window)
     loss = rig.train(0)
@@ -88,7 +87,10 @@ def test_biases_tied_embeddings_and_grouped_queries():
     assert_trees_close(rig.factor_gradients(), expected, TOLERANCE)
 
 
-@pytest.mark.parametrize("modules", [("down_proj",), ("q_proj", "v_proj"), ("k_proj", "o_proj", "gate_proj")], ids=",".join)
+MODULE_SETS = [("down_proj",), ("q_proj", "v_proj"), ("k_proj", "o_proj", "gate_proj")]
+
+
+@pytest.mark.parametrize("modules", MODULE_SETS, ids=",".join)
 def test_every_set_of_target_modules(modules):
     """An absent module is one whose factors are zero, and has no gradient to compare."""
     chosen = {k: {name: factors_of(LLAMA)[k][name] for name in modules} for k in ("a", "b")}
@@ -175,8 +177,8 @@ def dropped():
 def test_dropout_is_the_dense_model_with_its_mask(dropped):
     rig, loss = dropped
     assert abs(loss / expected_of(LLAMA)[0] - 1) > 1e-3  # the mask matters
-    kept = kept_inputs(rig)
-    expected_loss, expected = dense_gradients(LLAMA, rig.training[0].packed.examples, factors_of(LLAMA), multipliers=kept)
+    examples, kept = rig.training[0].packed.examples, kept_inputs(rig)
+    expected_loss, expected = dense_gradients(LLAMA, examples, factors_of(LLAMA), multipliers=kept)
     assert loss == pytest.approx(expected_loss, rel=1e-6)
     assert_trees_close(rig.factor_gradients(), expected, TOLERANCE)
 

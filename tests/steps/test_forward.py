@@ -7,7 +7,19 @@ import pytest
 from flexjax.finetuning.packing import pack_group
 from flexjax.step_batch import forward_fields, host_batch
 from flexjax.steps.forward import read_final
-from tests.ladder import DECODE, LLAMA, MICROBATCH, MIXED, PROMPT, QWEN, Model, Rig, assert_close, assert_likeliest, example
+from tests.ladder import (
+    DECODE,
+    LLAMA,
+    MICROBATCH,
+    MIXED,
+    PROMPT,
+    QWEN,
+    Model,
+    Rig,
+    assert_close,
+    assert_likeliest,
+    example,
+)
 
 TOLERANCE = 2e-4
 """Of log-probabilities of order one to ten, float32 against float64 through two layers."""
@@ -37,9 +49,8 @@ def test_prompt_in_chunks_is_the_dense_model(model, chunk):
         output = rig.step(PROMPT, prompts=[(0, start, length)])
         own, ids, values = (part[:length] for part in output.prompt_logprobs)
         assert_likeliest(ids, values, expected[start : start + length], TOLERANCE)
-        counted = min(length, 199 - start)  # nothing follows the last token of the prompt
-        following = tokens[start + 1 : start + 1 + counted]
-        np.testing.assert_allclose(own[:counted], expected[np.arange(start, start + counted), following], atol=TOLERANCE)
+        before = np.arange(start, min(start + length, 199))  # nothing follows the last token of the prompt
+        np.testing.assert_allclose(own[: len(before)], expected[before, tokens[before + 1]], atol=TOLERANCE)
     assert output.tokens[2] == expected[-1].argmax()
 
 

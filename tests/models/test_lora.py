@@ -1,0 +1,94 @@
+"""LoRA: gradients against `jax.grad` of the formula, dropout against its statistics, absent modules."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flexjax.models.lora import MODULES, Dropout, ResidentAdapters, TrainedAdapter, module_widths, no_adapter
+from tests.ladder import LLAMA
+
+TOKENS, WIDTH = 512, 256
+
+
+def dropout(rate: float, layer: int = 0, first_seed: int = 0) -> Dropout:
+    seeds = jnp.arange(first_seed, first_seed + TOKENS, dtype=jnp.uint32)
+    return Dropout(seeds, jnp.full(TOKENS, rate, jnp.float32), jnp.int32(layer))
+
+
+def kept(drop: Dropout, name: str = "q_proj") -> np.ndarray:
+    return np.asarray(drop(name, jnp.ones((TOKENS, WIDTH)))) != 0
+
+
+def test_widths_of_every_module():
+    """LLAMA: hidden 48, feed-forward 72, 8 query and 4 key/value heads of 4."""
+    assert module_widths(LLAMA) == {
+        **dict(q_proj=(48, 32), k_proj=(48, 16), v_proj=(48, 16), o_proj=(32, 48)),
+        **dict(gate_proj=(48, 72), up_proj=(48, 72), down_proj=(72, 48)),
+    }
+    assert tuple(module_widths(LLAMA)) == MODULES
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.3, 0.9])
+def test_dropout_drops_its_rate_and_keeps_the_mean(rate):
+    """Of 131072 draws; four standard deviations. Rows and columns each follow the rate too."""
+    mask = kept(dropout(rate))
+    deviation = (rate * (1 - rate)) ** 0.5
+    assert mask.mean() == pytest.approx(1 - rate, abs=4 * deviation / mask.size**0.5)
+    for axis, count in ((0, TOKENS), (1, WIDTH)):
+        assert np.abs(mask.mean(axis=axis) - (1 - rate)).max() < 6 * deviation / count**0.5
+    values = np.unique(dropout(rate)("q_proj", jnp.ones((TOKENS, WIDTH))))
+    np.testing.assert_allclose(values, [0, 1 / (1 - rate)], rtol=1e-6)
+
+
+def test_masks_differ_by_layer_module_and_token():
+    """No two masks agree more often than chance: half of the time at a rate of one half."""
+    masks = [kept(dropout(0.5)), kept(dropout(0.5, layer=1)), kept(dropout(0.5), "down_proj")]
+    masks.append(kept(dropout(0.5, first_seed=TOKENS)))
+    masks += [np.roll(masks[0], 1, axis=0), np.roll(masks[0], 1, axis=1)]
+    for one, other in itertools.combinations(masks, 2):
+        assert (one == other).mean() == pytest.approx(0.5, abs=0.01)
+
+
+def test_masks_repeat_and_follow_the_seed_not_the_place():
+    np.testing.assert_array_equal(kept(dropout(0.5)), kept(dropout(0.5)))
+    np.testing.assert_array_equal(kept(dropout(0.5))[100:], kept(dropout(0.5, first_seed=100))[:-100])
+
+
+def test_slots_without_dropout_are_untouched():
+    rate = jnp.where(jnp.arange(TOKENS) < 8, 0.0, 0.5)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((TOKENS, WIDTH)), jnp.float32)
+    got = Dropout(jnp.arange(TOKENS, dtype=jnp.uint32), rate, jnp.int32(0))("q_proj", x)
+    np.testing.assert_array_equal(got[:8], x[:8])
+
+
+def test_gradients_of_the_trained_adapter():
+    random = np.random.default_rng(0)
+    x, a, b, d_y = (jnp.float32(random.standard_normal(shape)) for shape in ((20, 6), (6, 8), (8, 10), (20, 10)))
+    trained = lambda x, a, b: TrainedAdapter({"q_proj": a}, {"q_proj": b}, jnp.float32(0.7), "reference")("q_proj", x)
+    got_y, got = jax.vjp(trained, x, a, b)
+    expected_y, expected = jax.vjp(lambda x, a, b: 0.7 * (x @ a) @ b, x, a, b)
+    np.testing.assert_allclose(got_y, expected_y, atol=1e-5)
+    for g, e in zip(got(d_y), expected(d_y), strict=True):
+        np.testing.assert_allclose(g, e, atol=1e-4)
+
+
+def test_the_trained_adapter_rounds_as_the_served_one():
+    """To the bit in bfloat16: a backward unit recomputes what the forward step saw."""
+    random = np.random.default_rng(0)
+    x, a, b = (random.standard_normal(shape).astype(np.float32) for shape in ((20, 64), (64, 8), (8, 48)))
+    x = jnp.bfloat16(x)
+    trained = TrainedAdapter({"q_proj": a}, {"q_proj": b}, jnp.float32(0.7), "reference")("q_proj", x)
+    stack = {"q_proj": jnp.bfloat16(a)}, {"q_proj": jnp.bfloat16(b)}
+    indices, owner, scale = jnp.ones(20, jnp.int32), jnp.ones(1, jnp.int32), jnp.float32([0, 0.7])
+    served = ResidentAdapters(*stack, indices, owner, scale, "reference")("q_proj", x)
+    assert trained.dtype == served.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(trained.astype(jnp.float32), served.astype(jnp.float32))
+
+
+def test_absent_modules_add_nothing():
+    x = jnp.ones((3, 6))
+    assert TrainedAdapter({"q_proj": x}, {"q_proj": x}, jnp.float32(1), "reference")("v_proj", x) is None
+    assert no_adapter("q_proj", x) is None
