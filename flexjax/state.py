@@ -15,7 +15,7 @@ from flexjax.models.config import ModelConfig
 from flexjax.models.lora import MODULES, RANK_UNIT, ROW_PARALLEL, module_widths
 
 TAPE_NAMES = ("x", "q", "attention", "mid", "gate", "up")
-"""Named inputs of the decoder's stages, in the order in which a layer makes them. "attention" carries its log-sum-exp."""
+"""Named inputs of the decoder's stages, in the order in which a layer makes them; "attention" with its log-sum-exp."""
 
 UNTAPED_COLUMNS = 2
 """Pages that 64 tokens of a finetuning sequence take besides its tape: keys and values, and the final hidden state."""

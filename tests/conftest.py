@@ -25,6 +25,12 @@ def shared() -> Path:
     return Path(folder)
 
 
+@pytest.fixture(scope="session")
+def compilation_cache(tmp_path_factory) -> str:
+    """Folder in which the engines of this run share their compiled programs."""
+    return str(tmp_path_factory.mktemp("compiled"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if on_gpu and jax.default_backend() != "gpu":

@@ -153,8 +153,6 @@ class Rig:
     def take_pages(self, count: int) -> tuple[int, ...]:
         return tuple(self.free.pop() for _ in range(count))
 
-    # ---- adapters and requests
-
     def load(self, name: str, factors: dict, scale: float) -> AdapterVersion:
         """Publish an adapter and point its name to it."""
         wide = padded(factors)
@@ -170,8 +168,6 @@ class Rig:
         request = Request(number, tuple(tokens), sampling, max_new_tokens=room + 1)
         self.serving[number] = Serving(request, adapter, seed=sampling.seed or 0, tokens=tokens)
         self.seats[number] = row, self.take_pages(tiles_for(len(tokens) + room))
-
-    # ---- one forward step
 
     def step(self, layout: SlotLayout, decode=(), prompts=(), windows=()) -> ForwardOutput:
         """Run one forward step; returns its output on the host.
@@ -214,8 +210,6 @@ class Rig:
         row, pages = self.seats[number]
         position = len(self.serving[number].tokens) - 1
         return DecodeSlot(row, number, position, pages[: tiles_for(position + 1)])
-
-    # ---- finetuning
 
     def begin(self, factors: dict, scale: float, *, dropout=False, spec=None, ratios: dict | None = None) -> None:
         """Start a job from an adapter, published under the name "job".

@@ -1,11 +1,9 @@
 """FinetuneHandle: a finetuning job as its submitter sees it."""
 
-import threading
 import time
 
 from flexjax.engine.loop import Loop
 from flexjax.engine.trainer import Trainer
-from flexjax.finetuning.job import JobStatus
 from flexjax.finetuning.job_run import JobRun
 
 POLL_SECONDS = 0.02

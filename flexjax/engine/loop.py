@@ -169,9 +169,9 @@ class Loop:
             known = len(collector.output.prompt_logprobs)
             positions = range(max(part.start + 1, known), min(part.start + part.length + 1, len(prompt)))
             slots = [part.slot + position - 1 - part.start for position in positions]
-            collector.push_prompt_logprobs(
-                [logprob_entry(own[s], prompt[p], ids[s], values[s], count) for s, p in zip(slots, positions, strict=True)]
-            )
+            pairs = zip(slots, positions, strict=True)
+            entries = [logprob_entry(own[s], prompt[p], ids[s], values[s], count) for s, p in pairs]
+            collector.push_prompt_logprobs(entries)
 
     def add_request(self, serving: Serving, collector: Collector) -> None:
         """On the engine's thread. Raises ValueError if the request can never run."""

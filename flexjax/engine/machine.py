@@ -1,27 +1,43 @@
 """The machine under an engine: which devices, how many bytes, where compiled programs are kept."""
 
+import os
 from pathlib import Path
 
 import jax
+import numpy as np
+from jax.sharding import Mesh
 
 from flexjax.config import EngineConfig
 from flexjax.fields import ConfigError
+from flexjax.models.sharding import TP_AXIS
+
+MEMORY_VARIABLE = "XLA_CLIENT_MEM_FRACTION"
+"""Share of a GPU's memory that the runtime takes when it starts."""
 
 
-def device_mesh(tp: int) -> jax.sharding.Mesh:
+def device_mesh(tp: int) -> Mesh:
     """The first ``tp`` devices on one axis."""
     devices = jax.devices()
     if tp > len(devices):
         raise ConfigError(f"tp is {tp}; this machine has {len(devices)} {devices[0].platform} devices")
-    return jax.make_mesh((tp,), ("tp",), devices=devices[:tp])
+    return Mesh(np.array(devices[:tp]), (TP_AXIS,))
+
+
+def claim_memory(fraction: float) -> None:
+    """Let the runtime take this share of a GPU's memory; before the first use of a device, and unless the user has
+    decided it in the environment."""
+    os.environ.setdefault(MEMORY_VARIABLE, str(fraction))
 
 
 def memory_limit(config: EngineConfig) -> int:
     """Bytes the engine may use on one device."""
     if config.memory_bytes is not None:
         return config.memory_bytes
-    stats = jax.devices()[0].memory_stats() or {}
-    return int(config.memory_fraction * (stats.get("bytes_limit") or host_memory()))
+    available = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
+    if available is None:
+        return int(config.memory_fraction * host_memory())
+    share = config.memory_fraction / float(os.environ.get(MEMORY_VARIABLE, config.memory_fraction))
+    return int(available * min(1.0, share))
 
 
 def host_memory() -> int:

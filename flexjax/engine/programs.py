@@ -30,7 +30,7 @@ from flexjax.state import (
 )
 from flexjax.step_batch import backward_fields, forward_fields, loss_fields, packed_words
 from flexjax.steps.backward import backward_window
-from flexjax.steps.forward import ForwardOutput, forward
+from flexjax.steps.forward import forward
 from flexjax.steps.kernels import Kernels
 from flexjax.steps.loss import loss_window
 from flexjax.steps.update import OptimizerSpec, new_master, publish, update

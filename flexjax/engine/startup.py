@@ -10,7 +10,7 @@ import jax
 from flexjax.compiler.rematerialization import all_plans, backward_work, resolve_tape
 from flexjax.config import EngineConfig
 from flexjax.engine.calibration import calibrate_forward
-from flexjax.engine.machine import device_mesh, memory_limit, use_compilation_cache
+from flexjax.engine.machine import claim_memory, device_mesh, memory_limit, use_compilation_cache
 from flexjax.engine.programs import JobShape, Programs
 from flexjax.engine.runner import Runner
 from flexjax.fields import ConfigError
@@ -105,6 +105,7 @@ class Machine:
     """
 
     def __init__(self, config: EngineConfig, source: ModelSource, progress: Callable[[str], None]):
+        claim_memory(config.memory_fraction)
         use_compilation_cache(config.compilation_cache)
         self.config, self.progress, self.layouts = config, progress, layouts_of(config)
         mesh = device_mesh(config.tp)
@@ -148,7 +149,8 @@ class Machine:
 
 def describe(layout: SlotLayout) -> str:
     flags = [name for name in ("tape", "dropout", "logprobs", "prompt_logprobs") if getattr(layout, name)]
-    return " ".join([f"forward {layout.rows} rows", *([f"+ {layout.chunk} chunk slots"] if layout.chunk else []), *flags])
+    chunk = [f"+ {layout.chunk} chunk slots"] if layout.chunk else []
+    return " ".join([f"forward {layout.rows} rows", *chunk, *flags])
 
 
 def compile_job(programs: Programs, shape: JobShape, optimizer) -> None:

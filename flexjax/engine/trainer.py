@@ -96,6 +96,7 @@ class Trainer:
         """Start queued jobs, and hand the scheduler the next microbatch of every job that has none in flight."""
         for run in self.queue.admit():
             self._start(self.jobs[run.job.name])
+            self._finish_if_done(self.jobs[run.job.name])
         for job in self._wanting():
             packed = job.run.peek()
             if self._ready(job, packed):
@@ -221,7 +222,8 @@ class Trainer:
             self.adapters.discard(self.runner.jobs[job.name].version)
             self.runner.drop_job(job.name)
         elif run.status is JobStatus.RUNNING and run.exhausted and run.settled and not job.packed:
-            self.save(job)
+            if job.saved != job.steps:
+                self.save(job)
             trained = self.trained_adapter(job)
             version = self.runner.jobs[job.name].version
             self.runner.drop_job(job.name)

@@ -125,7 +125,13 @@ def tile_seeds(seeds: jax.Array) -> jax.Array:
 
 def write_final(pool, x, pages, kernels: Kernels):
     """The last layer's output of finetuning windows: one page per 64 tokens, its columns in layers 0, 1, ..."""
-    for layer, rows in enumerate(final_columns(x, pool.shape[-1])):
+    columns = final_columns(x, pool.shape[-1])
+    if len(columns) > len(pool):
+        raise ValueError(
+            f"the final hidden state of {x.shape[-1]} values takes {len(columns)} rows of {pool.shape[-1]}, one a layer, "
+            f"but the model has {len(pool)} layers: it can be served but not finetuned"
+        )
+    for layer, rows in enumerate(columns):
         pool = tape.write(pool, layer, pages[:, None], rows, implementation=kernels.page_write)
     return pool
 

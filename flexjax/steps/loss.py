@@ -14,6 +14,7 @@ from flexjax.steps.forward import read_final
 from flexjax.steps.kernels import Kernels
 from pallas_kernels import linear_cross_entropy
 
+
 def loss_window(
     definition: nnx.GraphDef,
     dims: Dimensions,

@@ -96,15 +96,16 @@ def publish(stack: AdapterStack, params: dict[str, dict], first_column: jax.Arra
     """Write an adapter {"a": module -> [layers, in, r], "b": module -> [layers, r, out]} into its range of the flat
     rank axis; modules it does not have become zero there."""
     rank = next(iter(params["a"].values())).shape[-1]
-    a, b = {}, {}
-    for name in stack.a:
-        layers, width, _ = stack.a[name].shape
-        factor = params["a"].get(name, jnp.zeros((layers, width, rank)))
-        a[name] = jax.lax.dynamic_update_slice_in_dim(stack.a[name], factor.astype(stack.a[name].dtype), first_column, 2)
-        width = stack.b[name].shape[-1]
-        factor = params["b"].get(name, jnp.zeros((layers, rank, width)))
-        b[name] = jax.lax.dynamic_update_slice_in_dim(stack.b[name], factor.astype(stack.b[name].dtype), first_column, 1)
-    return AdapterStack(a, b)
+
+    def place(whole: jax.Array, factor: jax.Array | None, axis: int) -> jax.Array:
+        if factor is None:
+            factor = jnp.zeros((*whole.shape[:axis], rank, *whole.shape[axis + 1 :]))
+        return jax.lax.dynamic_update_slice_in_dim(whole, factor.astype(whole.dtype), first_column, axis)
+
+    return AdapterStack(
+        a={name: place(whole, params["a"].get(name), 2) for name, whole in stack.a.items()},
+        b={name: place(whole, params["b"].get(name), 1) for name, whole in stack.b.items()},
+    )
 
 
 def new_master(spec: OptimizerSpec, factors: dict[str, dict]) -> Master:

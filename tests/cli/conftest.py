@@ -23,6 +23,8 @@ max_rows = 4
 row_sizes = [4]
 chunk_sizes = [128]
 pages = 120
+max_adapters = 12
+adapter_rank_capacity = 96
 microbatch_tokens = 256
 backward_window = 128
 """
@@ -34,11 +36,6 @@ rank = 4
 alpha = 8
 schedule = "constant"
 """
-
-
-@pytest.fixture(scope="session")
-def compilation_cache(tmp_path_factory) -> str:
-    return str(tmp_path_factory.mktemp("compiled"))
 
 
 @pytest.fixture(scope="session")

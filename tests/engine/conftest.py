@@ -22,11 +22,6 @@ def tiny_model(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def compilation_cache(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("compiled"))
-
-
-@pytest.fixture(scope="session")
 def new_engine(tiny_model, compilation_cache) -> Callable[..., Engine]:
     """Starts an engine; its compiled programs are shared with the others through the persistent cache."""
 

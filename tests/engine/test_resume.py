@@ -64,6 +64,10 @@ def test_a_closed_engine_leaves_a_checkpoint_to_go_on_from(new_engine, tmp_path,
         weights, handle = finish(engine, resume=True)
     assert handle.losses == losses
     assert_same(weights, expected)
+    with new_engine(**PINNED, checkpoint_dir=str(tmp_path)) as engine:
+        weights, handle = finish(engine, resume=True)
+    assert handle.losses == losses, "a job that was done is done at once"
+    assert_same(weights, expected)
 
 
 def test_a_killed_process_resumes_from_its_last_checkpoint(

@@ -110,7 +110,10 @@ def test_saved_and_loaded(tmp_path):
     assert loaded.predict(LARGE, 777, {("update",): 2}) == model.predict(LARGE, 777, {("update",): 2})
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[1, 2]", '{"overhead": 0, "rate": 0.1, "slopes": [], "programs": [[1]]}'])
+TORN = '{"overhead": 0, "rate": 0.1, "slopes": [], "programs": [[1]]}'
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1, 2]", TORN])
 def test_a_torn_table_is_named(tmp_path, content):
     path = tmp_path / "table.json"
     path.write_text(content)

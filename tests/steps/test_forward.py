@@ -6,7 +6,8 @@ import pytest
 
 from flexjax.finetuning.packing import pack_group
 from flexjax.step_batch import forward_fields, host_batch
-from flexjax.steps.forward import read_final
+from flexjax.steps.forward import read_final, write_final
+from flexjax.steps.kernels import Kernels
 from tests.ladder import (
     DECODE,
     LLAMA,
@@ -172,3 +173,10 @@ def test_a_step_writes_its_own_pages_and_row_only(llama):
     expected[1, 71] = token
     np.testing.assert_array_equal(rig.rows.history, expected)
     np.testing.assert_array_equal(rig.rows.last_token, [rows.last_token[0], token, 0, 0])
+
+
+def test_a_model_whose_pages_cannot_hold_its_final_state_is_refused():
+    """Two columns and one layer: the second column would have nowhere to go."""
+    pool, x = np.zeros((1, 4, 64, 32), np.float32), np.zeros((64, 48), np.float32)
+    with pytest.raises(ValueError, match="48 values takes 2 rows of 32, one a layer, but the model has 1 layers"):
+        write_final(pool, x, np.array([0]), Kernels())
