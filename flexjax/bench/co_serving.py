@@ -1,5 +1,6 @@
 """CoServing: one measured run, a stream of chat requests beside a finetuning job. It judges nothing."""
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from flexjax.bench.report import (
 )
 from flexjax.engine.engine import Engine
 from flexjax.engine.handles import FinetuneHandle
+from flexjax.fields import ConfigError
 from flexjax.finetuning.job import FinetuneJob, JobStatus
 from flexjax.request import SamplingParams
 
@@ -34,6 +36,7 @@ class Episode:
     Attributes:
         objective: seconds per output token.
         status: of the job; error: why it failed.
+        requests: see `ReplayedRequest.summary`; times per token are those beside the job, before it ended.
         validation: (optimizer step, loss).
     """
 
@@ -86,7 +89,7 @@ class CoServing:
         prompts = ([{"role": "user", "content": each}] for each in shuffled_forever(questions, seed))
         self.replay = Replay(self._submit, engine.cancel, poisson_times(rate, seed), prompts, engine.loop.clock)
         self._first_record = len(engine.loop.records)
-        self._began = engine.loop.clock()
+        self._began = self._ended = engine.loop.clock()
         self.handle: FinetuneHandle | None = None
 
     def __enter__(self) -> "CoServing":
@@ -108,7 +111,9 @@ class CoServing:
             self.display.update(self.snapshot("serving and finetuning"))
             time.sleep(UPDATE_SECONDS)
         if not ended:
-            self.handle.cancel()
+            with contextlib.suppress(ConfigError):  # it ended just now
+                self.handle.cancel()
+        self._ended = self.engine.loop.clock()
         self.replay.stop()
         self.display.update(self.snapshot("finetuning has ended"), last=True)
         return ended
@@ -121,7 +126,7 @@ class CoServing:
         self.replay.abort()
         self.display.update(self.snapshot("done"), last=True)
         handle, started = self.handle, self.engine.loop.started
-        requests = [each.summary() for each in self.replay.requests]
+        requests = [each.summary(self._ended) for each in self.replay.requests]
         evaluations = [event for event in handle.events() if event["type"] == "evaluation"]
         return Episode(
             objective=self.engine.scheduler.policy.objective,

@@ -1,6 +1,7 @@
 """The demo: one real model serves a stream of chat requests and learns a LoRA adapter at the same time.
 
-    model -> answers before -> stream and job side by side -> answers after -> a second run, tighter -> results
+This file is the order of events: model, answers before, stream and job side by side, answers after, a second run with
+a tighter objective, results.
 """
 
 import io

@@ -30,9 +30,7 @@ def show_answers(console: Console, plan: DemoPlan, answers: Sequence[Answer]) ->
     console.print(table)
 
 
-def show_verdict(
-    console: Console, plan: DemoPlan, episode: Episode, tighter: Episode, checks: Sequence[Check]
-) -> None:
+def show_verdict(console: Console, plan: DemoPlan, episode: Episode, tighter: Episode, checks: Sequence[Check]) -> None:
     """Figures of both runs, what was checked, and where everything lies."""
     console.print(comparison(episode, tighter))
     for check in checks:

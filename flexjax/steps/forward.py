@@ -128,8 +128,8 @@ def write_final(pool, x, pages, kernels: Kernels):
     columns = final_columns(x, pool.shape[-1])
     if len(columns) > len(pool):
         raise ValueError(
-            f"the final hidden state of {x.shape[-1]} values takes {len(columns)} rows of {pool.shape[-1]}, one a layer, "
-            f"but the model has {len(pool)} layers: it can be served but not finetuned"
+            f"the final hidden state of {x.shape[-1]} values takes {len(columns)} rows of {pool.shape[-1]}, one a "
+            f"layer, but the model has {len(pool)} layers: it can be served but not finetuned"
         )
     for layer, rows in enumerate(columns):
         pool = tape.write(pool, layer, pages[:, None], rows, implementation=kernels.page_write)

@@ -71,12 +71,14 @@ def update(
         grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, spec.max_grad_norm / (norm + 1e-6)), grads)
     before = {"a": master.a, "b": master.b}
     params = {"a": master.a, "b": {name: b / ratios[name] for name, b in master.b.items()}}
-    steps, optimizer = spec.transform().update(grads, master.optimizer, params)
+    steps, moments = spec.transform().update(grads, master.optimizer, params)
     stepped = jax.tree.map(lambda p, s: p + learning_rate * s, params, steps)
     stepped["b"] = scaled(stepped["b"], ratios)
     served = jax.tree.map(lambda p: p.astype(next(iter(stack.a.values())).dtype), stepped)
     finite = jnp.stack([jnp.isfinite(p).all() for p in jax.tree.leaves(served)]).all() & jnp.isfinite(norm)
-    params = jax.tree.map(lambda new, old: jnp.where(finite, new, old), stepped, before)
+    params, optimizer = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old), (stepped, moments), (before, master.optimizer)
+    )
     norm = jnp.where(finite, norm, jnp.nan)
     master = Master(params["a"], params["b"], optimizer)
     empty = {"a": jax.tree.map(jnp.zeros_like, gradients.a), "b": jax.tree.map(jnp.zeros_like, gradients.b)}

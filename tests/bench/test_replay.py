@@ -90,6 +90,9 @@ def test_times_count_from_when_a_request_was_due():
     summary = request.summary()
     assert summary["ttft"] == 3.0 and summary["tpot"] == 1.25 and summary["largest_gap"] == 2.0
     assert summary["output_tokens"] == 3 and summary["finish_reason"] == "length" and summary["due"] == 10.0
+    early = request.summary(until=14.0)  # the last token came later
+    assert early["ttft"] == 3.0 and early["tpot"] == 0.5 and early["largest_gap"] == 0.5 and early["output_tokens"] == 3
+    assert request.summary(until=13.2)["tpot"] is None
 
 
 def test_requests_are_counted_by_how_far_they_are():

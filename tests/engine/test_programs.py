@@ -12,14 +12,29 @@ from flexjax.finetuning.packing import pack_group
 from flexjax.models.build import abstract_decoder, dotted
 from flexjax.state import adapter_shapes, gradient_shapes, nbytes, pool_shape, row_shapes, stack_shapes
 from flexjax.steps.update import OptimizerSpec, new_master
-from tests.ladder import DECODE, FULL, LLAMA, MICROBATCH, PAGES, QWEN, TAPED, WIDE, Model, Rig, compiled, example
+from tests.ladder import (
+    DECODE,
+    LEAN,
+    LLAMA,
+    MICROBATCH,
+    PAGES,
+    QWEN,
+    TAPED,
+    WIDE,
+    WINDOW,
+    Model,
+    Rig,
+    compiled,
+    example,
+)
 
 JOB, SPEC = JobShape(rank=8), OptimizerSpec(max_grad_norm=None)
 """Those of the rig's jobs of rank 4, so that programs are shared with other tests."""
 
 
 def programs_of(pages: int) -> Programs:
-    return compiled(Model.random(LLAMA), FULL, MICROBATCH, pages, jnp.float32, 1)[0]
+    """With the leanest tape, whose write depends on attention the least."""
+    return compiled(Model.random(LLAMA), LEAN, WINDOW, pages, jnp.float32, 1)[0]
 
 
 def written(dims) -> dict[str, int]:
