@@ -38,6 +38,9 @@ from flexjax.steps.update import OptimizerSpec, new_master, publish, update
 COMPILER_OPTIONS = {"gpu": {"xla_gpu_enable_triton_gemm": False}, "cpu": {}}
 """Per platform. With Triton products a scan over stacked weights copies every layer's slice on the GPU."""
 
+PRECISION = {"float32": "highest"}
+"""Per dtype of the model: float32 means float32, where a GPU would round operands to 19 bits (TF32) by default."""
+
 WEIGHT_SPECS = {
     "qkv": P(None, None, TP_AXIS),
     "qkv_bias": P(None, TP_AXIS),
@@ -172,7 +175,8 @@ class Programs:
                 body = jax.shard_map(body, mesh=self.mesh, in_specs=specs, out_specs=out_specs, check_vma=False)
             shardings = dict(in_shardings=self._shardings(specs), out_shardings=self._shardings(out_specs))
             jitted = jax.jit(body, donate_argnums=donated, **shardings)
-            compiled = jitted.lower(*shapes).compile(compiler_options=self.options)
+            with jax.default_matmul_precision(PRECISION.get(jnp.dtype(self.dims.dtype).name)):
+                compiled = jitted.lower(*shapes).compile(compiler_options=self.options)
             self.compiled[key] = Compiled(compiled, time.perf_counter() - started, compiled.memory_analysis())
         return self.compiled[key]
 

@@ -66,24 +66,26 @@ def update(
     """
     grads = {"a": whole(gradients.a, "a"), "b": scaled(whole(gradients.b, "b"), ratios)}
     norm = optax.tree.norm(grads)
+    before = {"a": master.a, "b": master.b}, master.optimizer
+    after = stepped(spec, master, grads, norm, learning_rate, ratios)
+    served = jax.tree.map(lambda p: p.astype(next(iter(stack.a.values())).dtype), after[0])
+    finite = jnp.stack([jnp.isfinite(p).all() for p in jax.tree.leaves(served)]).all() & jnp.isfinite(norm)
+    factors, optimizer = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
+    empty = {"a": jax.tree.map(jnp.zeros_like, gradients.a), "b": jax.tree.map(jnp.zeros_like, gradients.b)}
+    gradients = Gradients(**empty, hidden=gradients.hidden, d_k=gradients.d_k, d_v=gradients.d_v)
+    master = Master(**factors, optimizer=optimizer)
+    return master, gradients, publish(stack, factors, first_column), jnp.where(finite, norm, jnp.nan)
+
+
+def stepped(spec: OptimizerSpec, master: Master, grads: dict, norm, learning_rate, ratios) -> tuple[dict, object]:
+    """The factors and the optimizer's state after a step along clipped gradients."""
     if spec.max_grad_norm is not None:
         # torch.nn.utils.clip_grad_norm_, epsilon included
         grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, spec.max_grad_norm / (norm + 1e-6)), grads)
-    before = {"a": master.a, "b": master.b}
     params = {"a": master.a, "b": {name: b / ratios[name] for name, b in master.b.items()}}
-    steps, moments = spec.transform().update(grads, master.optimizer, params)
-    stepped = jax.tree.map(lambda p, s: p + learning_rate * s, params, steps)
-    stepped["b"] = scaled(stepped["b"], ratios)
-    served = jax.tree.map(lambda p: p.astype(next(iter(stack.a.values())).dtype), stepped)
-    finite = jnp.stack([jnp.isfinite(p).all() for p in jax.tree.leaves(served)]).all() & jnp.isfinite(norm)
-    params, optimizer = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old), (stepped, moments), (before, master.optimizer)
-    )
-    norm = jnp.where(finite, norm, jnp.nan)
-    master = Master(params["a"], params["b"], optimizer)
-    empty = {"a": jax.tree.map(jnp.zeros_like, gradients.a), "b": jax.tree.map(jnp.zeros_like, gradients.b)}
-    gradients = Gradients(**empty, hidden=gradients.hidden, d_k=gradients.d_k, d_v=gradients.d_v)
-    return master, gradients, publish(stack, params, first_column), norm
+    steps, optimizer = spec.transform().update(grads, master.optimizer, params)
+    params = jax.tree.map(lambda p, s: p + learning_rate * s, params, steps)
+    return {"a": params["a"], "b": scaled(params["b"], ratios)}, optimizer
 
 
 def whole(sums: dict[str, jax.Array], factor: str) -> dict[str, jax.Array]:
