@@ -9,7 +9,6 @@ from flexjax.bench.live import LiveDisplay, Snapshot
 from flexjax.bench.replay import Replay, poisson_times, shuffled_forever
 from flexjax.bench.report import (
     IterationRecord,
-    finetune_tokens_per_second,
     iteration_summary,
     loss_summary,
     percentiles,
@@ -38,6 +37,7 @@ class Episode:
         status: of the job; error: why it failed.
         requests: see `ReplayedRequest.summary`; times per token are those beside the job, before it ended.
         validation: (optimizer step, loss).
+        ended: when the job did.
     """
 
     objective: float
@@ -47,6 +47,13 @@ class Episode:
     requests: tuple[dict, ...]
     losses: tuple[float, ...]
     validation: tuple[tuple[int, float], ...]
+    ended: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Finetuning tokens through the forward step, from the first iteration that finetuned to the job's end, times
+        at which it got nothing included."""
+        return rate_until(self.records, self.ended)
 
     @property
     def summary(self) -> dict:
@@ -89,7 +96,7 @@ class CoServing:
         prompts = ([{"role": "user", "content": each}] for each in shuffled_forever(questions, seed))
         self.replay = Replay(self._submit, engine.cancel, poisson_times(rate, seed), prompts, engine.loop.clock)
         self._first_record = len(engine.loop.records)
-        self._began = self._ended = engine.loop.clock()
+        self._began, self._ended = engine.loop.clock(), None
         self.handle: FinetuneHandle | None = None
 
     def __enter__(self) -> "CoServing":
@@ -136,6 +143,7 @@ class CoServing:
             requests=tuple(each | {"due": each["due"] - started} for each in requests),
             losses=tuple(handle.losses),
             validation=tuple((event["step"], event["loss"]) for event in evaluations),
+            ended=self._ended - started,
         )
 
     def snapshot(self, phase: str) -> Snapshot:
@@ -154,7 +162,7 @@ class CoServing:
             step=len(handle.losses),
             steps=handle.total_steps,
             losses=handle.losses,
-            tokens_per_second=finetune_tokens_per_second(records),
+            tokens_per_second=rate_until(records, (self._ended or self.engine.loop.clock()) - self.engine.loop.started),
             shares=shares(records),
         )
 
@@ -167,6 +175,12 @@ class CoServing:
         """Iterations of this run; the engine's thread only ever appends to the end."""
         kept = self.engine.loop.records
         return [kept[place] for place in range(self._first_record, len(kept))]
+
+
+def rate_until(records: Sequence[IterationRecord], end: float) -> float:
+    """Finetuning tokens per second from the first iteration that finetuned to ``end``; 0 before."""
+    first = next((each.start for each in records if each.finetunes), end)
+    return sum(each.finetune_slots for each in records) / (end - first) if end > first else 0.0
 
 
 def shares(records: Sequence[IterationRecord]) -> tuple[float, float, float]:

@@ -104,7 +104,8 @@ def second_run(engine: Engine, plan: DemoPlan, console: Console, largest: float)
     """
     wanted = max(plan.demo.tighter_objective_ms / 1e3, TIGHTER_ROOM * smallest_step(engine))
     aim(engine, console, min(wanted, largest))
-    job = replace(plan.job, name=f"{plan.job.name}-tighter", validation=None)
+    endless = dict(max_steps=None, epochs=1000, validation=None)
+    job = replace(plan.job, name=f"{plan.job.name}-tighter", **endless)
     with run_of(engine, plan, job, console) as run:
         run.run(plan.tighter_seconds)
         return run.finish()
@@ -117,7 +118,8 @@ def smallest_step(engine: Engine) -> float:
 
 
 def aim(engine: Engine, console: Console, objective: float) -> None:
-    """Set the objective, seconds per output token, and say so."""
+    """Set the objective, seconds per output token, to the nearest millisecond, and say so."""
+    objective = max(round(objective, 3), 1e-3)
     console.rule(f"objective: {objective * 1e3:.0f} ms per output token", align="left")
     set_objective(engine, objective)
 

@@ -66,7 +66,7 @@ def figures(episode: Episode) -> dict[str, str]:
         "iteration p50 / p90, ms": milliseconds(felt["iteration_seconds"]),
         "iterations": f"{summary['iterations']}",
         "requests": f"{summary['requests']}",
-        "finetuning tokens/s": f"{summary['finetune_tokens_per_second']:.1f}",
+        "finetuning tokens/s": f"{episode.tokens_per_second:.1f}",
         "finetuning tokens beside decode rows": percent(summary["finetune_shared_fraction"]),
         "optimizer steps": f"{summary['updates']}",
         "time: decoding, prompts, finetuning": ", ".join(percent(each / total) for each in spent),
@@ -91,10 +91,12 @@ def write_results(
     plot_iterations(folder / ITERATIONS_PLOT, episode.records, episode.objective)
     extra = {
         "objective_seconds": episode.objective,
+        "job_tokens_per_second": episode.tokens_per_second,
         "checks": [dataclasses.asdict(each) for each in checks],
         "answers": [dataclasses.asdict(each) for each in answers],
         "tighter": {
             "objective_seconds": tighter.objective,
+            "job_tokens_per_second": tighter.tokens_per_second,
             "summary": tighter.summary,
             "requests": list(tighter.requests),
             "iterations": columns(tighter.records),

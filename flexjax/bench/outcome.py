@@ -87,7 +87,7 @@ def check_answers(answers: Sequence[Answer], signature: str) -> list[Check]:
 def check_tighter(episode: Episode, tighter: Episode) -> list[Check]:
     """The second run is compared by medians over its requests."""
     before, after = episode.summary, tighter.summary
-    rates = before["finetune_tokens_per_second"], after["finetune_tokens_per_second"]
+    rates = episode.tokens_per_second, tighter.tokens_per_second
     medians = [summary["tpot"]["p50"] if summary["tpot"] else None for summary in (before, after)]
     known = None not in medians
     return [

@@ -25,6 +25,7 @@ def episode(seconds: float, **changes) -> Episode:
         requests=(request,),
         losses=(4.0, 3.0, 2.0, 1.5, 1.0, 0.8, 0.6, 0.5, 0.5, 0.5),
         validation=(),
+        ended=seconds * 10,
     )
     return replace(made, **changes)
 
@@ -78,6 +79,14 @@ def test_a_tighter_objective_must_show_in_both():
     assert verdicts(tighter=replace(TIGHTER, requests=(slow,))) == "salubTo"
     assert verdicts(tighter=replace(TIGHTER, requests=())) == "salubTo"
     assert verdicts(tighter=replace(TIGHTER, records=iterations(0.2, decode=3, finetune=32))) == "salubtO"
+
+
+def test_times_without_finetuning_count_until_the_job_ended():
+    serving = tuple(replace(each, start=each.start + 4.0, finetune_slots=0, backward_units=0) for each in RUN.records)
+    assert replace(RUN, records=RUN.records + serving, ended=8.0).tokens_per_second == pytest.approx(640 / 8)
+    late = tuple(replace(each, start=each.start + 2.0) for each in RUN.records)
+    assert replace(RUN, records=late, ended=6.0).tokens_per_second == pytest.approx(640 / 4)
+    assert replace(RUN, records=(), ended=6.0).tokens_per_second == 0.0
 
 
 def test_shares_are_of_the_last_seconds():
