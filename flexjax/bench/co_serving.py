@@ -62,11 +62,6 @@ class Episode:
         return {**iteration_summary(self.records), **request_summary(self.requests), **loss}
 
 
-def set_objective(engine: Engine, seconds: float) -> None:
-    """Aim at another time per output token from the next iteration on; the engine must have an objective."""
-    engine.loop.call(setattr, engine.scheduler.policy, "objective", seconds)
-
-
 class CoServing:
     """A run under way. A context manager: leaving it early ends the stream and its requests.
 

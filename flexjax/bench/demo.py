@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flexjax.bench.co_serving import CoServing, Episode, set_objective
+from flexjax.bench.co_serving import CoServing, Episode
 from flexjax.bench.demo_plan import DemoPlan, read_plan
 from flexjax.bench.demo_results import show_answers, show_verdict, write_results
 from flexjax.bench.live import LiveDisplay
@@ -121,7 +121,7 @@ def aim(engine: Engine, console: Console, objective: float) -> None:
     """Set the objective, seconds per output token, to the nearest millisecond, and say so."""
     objective = max(round(objective, 3), 1e-3)
     console.rule(f"objective: {objective * 1e3:.0f} ms per output token", align="left")
-    set_objective(engine, objective)
+    engine.set_objective(objective * 1e3)
 
 
 def run_of(engine: Engine, plan: DemoPlan, job: FinetuneJob, console: Console) -> CoServing:

@@ -22,6 +22,7 @@ from flexjax.engine.outputs import Collector
 from flexjax.engine.programs import JobShape
 from flexjax.engine.startup import Machine, compile_job, policy_of, variants
 from flexjax.engine.trainer import Trainer, optimizer_of, padded_factors, shape_of
+from flexjax.fields import ConfigError
 from flexjax.finetuning.job import FinetuneJob
 from flexjax.finetuning.job_run import JobRun
 from flexjax.request import Request, RequestOutput, SamplingParams
@@ -93,6 +94,19 @@ class Engine:
         """Stop the engine; requests that are not done end with finish reason "abort"; jobs that are not done are
         cancelled, after a checkpoint if there is a ``checkpoint_dir``."""
         self.loop.stop()
+
+    def set_objective(self, tpot_ms: float) -> None:
+        """Aim at another time per output token, in milliseconds, from the next iteration on.
+
+        Raises:
+            ConfigError: the value is not above 0, or the policy has no such objective.
+        """
+        if not tpot_ms > 0 or not hasattr(self.scheduler.policy, "objective"):
+            raise ConfigError(
+                f"tpot_ms is {tpot_ms} and the policy {self.config.policy!r}; an objective is above 0 milliseconds and "
+                "belongs to co_serve"
+            )
+        self.loop.call(setattr, self.scheduler.policy, "objective", tpot_ms / 1e3)
 
     # requests
 

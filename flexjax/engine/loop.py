@@ -101,22 +101,31 @@ class Loop:
         self.trainer.offer()
         began = self.clock()
         iteration = self.scheduler.schedule(began)
-        flight = self._dispatch(iteration) if iteration is not None else None
+        flight = None if iteration is None else self._dispatch_forward(iteration)
         self._host_seconds += 0.2 * (self.clock() - began - self._host_seconds)
         if iteration is None and self._flight is None:
             time.sleep(IDLE_PAUSE)
-        self._complete_flight()
+        if flight is not None and flight.output is None:
+            self._dispatch_units(flight)  # nothing else keeps the device busy meanwhile
+            self._complete_flight()
+        else:
+            self._complete_flight()
+            self._dispatch_units(flight)
         self._flight = flight
 
-    def _dispatch(self, iteration: Iteration) -> InFlight:
+    def _dispatch_forward(self, iteration: Iteration) -> InFlight:
         self.trainer.scheduled(iteration)
-        rates = self.trainer.learning_rates(iteration)
         for part in iteration.prompts:
-            serving = self.serving[part.request_id]
-            serving.tokens = self.scheduler.tokens_of(part.request_id)
-        flight = self.runner.dispatch(iteration, self.serving, self.trainer.training, self.adapters, rates)
-        self.trainer.dispatched(iteration)
-        return flight
+            self.serving[part.request_id].tokens = self.scheduler.tokens_of(part.request_id)
+        return self.runner.dispatch_forward(iteration, self.serving, self.trainer.training, self.adapters)
+
+    def _dispatch_units(self, flight: InFlight | None) -> None:
+        """Behind the forward step, and after the results of the iteration before have been read: a device's queue
+        may be short, and then enqueueing many units waits for it."""
+        if flight is not None:
+            rates = self.trainer.learning_rates(flight.iteration)
+            self.runner.dispatch_units(flight, self.trainer.training, rates)
+            self.trainer.dispatched(flight.iteration)
 
     def _complete_flight(self) -> None:
         """Read the results of the iteration that was in flight before the newest."""

@@ -1,6 +1,6 @@
 """Runner: owns the arrays on the device and turns an iteration into program calls. It decides nothing.
 
-Used from one thread only, the engine's. `dispatch` returns at once; `InFlight.wait` reads the results.
+Used from one thread only, the engine's. Programs are enqueued; `InFlight.wait` waits for their results.
 """
 
 import time
@@ -89,23 +89,32 @@ class Runner:
         self.rows = programs.zeros(row_shapes(dims), "rows")
         self.jobs: dict[str, DeviceJob] = {}
 
-    def dispatch(
+    def dispatch_forward(
         self,
         iteration: Iteration,
         serving: Mapping[int, Serving],
         training: Mapping[int, Training],
         adapters: AdapterTable,
-        learning_rates: Mapping[str, float],
     ) -> InFlight:
-        """Enqueue the iteration's programs. ``learning_rates``: job -> rate of its next update."""
+        """Enqueue the iteration's forward step, if it has one."""
         flight = InFlight(iteration, started=self.clock())
         if iteration.layout is not None:
             batch = forward_batch(self.programs.dims, iteration, serving, training, adapters)
             flight.output = self.forward(iteration.layout, batch)
             flight.fence = flight.output.tokens
-        for unit in iteration.units:
-            self._dispatch_unit(flight, unit, training.get(unit.microbatch), learning_rates)
         return flight
+
+    def dispatch_units(
+        self, flight: InFlight, training: Mapping[int, Training], learning_rates: Mapping[str, float]
+    ) -> None:
+        """Enqueue the iteration's units, but those of jobs that have ended since it was scheduled.
+
+        Args:
+            learning_rates: job -> rate of its next update.
+        """
+        for unit in flight.iteration.units:
+            if unit.job in self.jobs:
+                self._dispatch_unit(flight, unit, training.get(unit.microbatch), learning_rates)
 
     def forward(self, layout: SlotLayout, batch: np.ndarray) -> ForwardOutput:
         program = self.programs.forward(layout)

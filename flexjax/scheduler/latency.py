@@ -17,6 +17,10 @@ GUESSED_UPDATE_SECONDS = 1e-3
 SMALLEST_SECONDS = 1e-9
 SMALLEST_SPREAD = 0.02
 SPREAD_RATE = 0.1
+PATIENCE = 100
+DRIFT = 0.01
+"""An entry that was not used in so many observations goes this share of the way back to its calibrated value with
+every further one."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ class LatencyModel:
         self.rate = rate
         self.slopes: dict[SlotLayout, float] = {}
         self.programs: dict[tuple, float] = {}
+        self._calibrated: dict[tuple, float] = {}
+        self._unused: dict[tuple, int] = {}
         self._samples: dict[tuple, list[tuple[int, float]]] = {}
         self._spread = 1.0
         self._errors: deque[float] = deque(maxlen=1024)
@@ -80,7 +86,7 @@ class LatencyModel:
         if key[0] == "forward":
             self.slopes[key[1]] = slope
         mean = fmean(sample[1] for sample in samples) - slope * fmean(sample[0] for sample in samples)
-        self.programs[key] = max(mean, SMALLEST_SECONDS)
+        self.programs[key] = self._calibrated[key] = max(mean, SMALLEST_SECONDS)
 
     def predict(self, layout: SlotLayout | None, context_tokens: int, units: Mapping[tuple, int]) -> float:
         """Seconds of an iteration with one forward step (or none) and ``units[program]`` calls of each program."""
@@ -105,6 +111,7 @@ class LatencyModel:
         self._errors.append(abs(iteration.predicted - seconds) / max(seconds, SMALLEST_SECONDS))
         parts = self._parts(iteration.layout, iteration.context_tokens, iteration.programs)
         predicted = sum(parts.values())
+        self._drift(parts)
         squares = sum(part * part for part in parts.values())
         if not squares:
             return
@@ -115,6 +122,14 @@ class LatencyModel:
         error = min(max(error, -bound), bound)
         for key, part in parts.items():
             self._scale(key, 1 + self.rate * error * part / squares)
+
+    def _drift(self, used: Mapping[tuple, float]) -> None:
+        """Move entries that are not used towards their calibrated values: one that a hiccup has raised above every
+        limit would otherwise never be tried, and so never corrected."""
+        for key, calibrated in self._calibrated.items():
+            self._unused[key] = 0 if key in used else self._unused.get(key, 0) + 1
+            if self._unused[key] > PATIENCE:
+                self.programs[key] *= (calibrated / self.programs[key]) ** DRIFT
 
     def errors(self) -> PredictionError:
         """How well recent iterations were predicted when they were planned."""

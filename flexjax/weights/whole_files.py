@@ -11,7 +11,10 @@ from safetensors.numpy import save_file
 def write_tensors(file: Path, tensors: dict[str, np.ndarray]) -> None:
     """Writes a safetensors file."""
     unfinished = file.with_name(file.name + ".unfinished")
+    unfinished.touch()
+    usual = unfinished.stat().st_mode  # the library makes files that only their owner may read
     save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, unfinished, {"format": "pt"})
+    unfinished.chmod(usual)
     os.replace(unfinished, file)
 
 

@@ -179,7 +179,7 @@ def test_closing_ends_what_runs_and_refuses_what_comes(new_engine):
 def test_a_dying_device_thread_tells_everybody(new_engine, monkeypatch, caplog):
     engine = new_engine()
     listener = queue.SimpleQueue()
-    monkeypatch.setattr(engine._runner, "dispatch", lambda *_: 1 / 0)
+    monkeypatch.setattr(engine._runner, "dispatch_forward", lambda *_: 1 / 0)
     engine.submit(list(b"hello"), greedy(240), None, listener)
     last = listener.get(timeout=30)
     assert last.finish_reason == "error" and "division by zero" in last.error

@@ -81,6 +81,19 @@ def test_one_hiccup_moves_little_and_a_lasting_change_is_followed():
     assert model.predict(SMALL, 0, {}) == pytest.approx(0.020, rel=0.05)
 
 
+def test_an_entry_too_high_to_be_used_comes_back():
+    model = LatencyModel()
+    model.calibrate(("forward", SMALL), 0.010)
+    model.calibrate(("backward", 512), 0.002)
+    for _ in range(20):
+        model.observe(iteration(model, SMALL, 0, 10), 1.0)
+    assert model.program_seconds(("backward", 512)) > 0.01
+    for _ in range(600):
+        model.observe(iteration(model, SMALL), 0.010)
+    assert model.program_seconds(("backward", 512)) == pytest.approx(0.002, rel=0.1)
+    assert model.program_seconds(("forward", SMALL)) == pytest.approx(0.010, rel=0.01)
+
+
 def test_no_entry_turns_negative():
     model = LatencyModel(rate=0.4)
     for key in (("forward", SMALL), ("backward", 512), ("loss", 512)):
