@@ -58,7 +58,7 @@ def pages_wanted(dims: Dimensions, jobs: int) -> int:
 
 
 def plan_memory(
-    dims: Dimensions, *, weights: int, temporaries: int, limit: int, jobs: int, rank: int, pages: int | None = None
+    dims: Dimensions, *, weights: int, temporaries: int, limit: int, jobs: int, pages: int | None = None
 ) -> MemoryPlan:
     """Decide the number of pages.
 
@@ -67,20 +67,22 @@ def plan_memory(
         weights: bytes of the base model on this device.
         temporaries: bytes of the largest compiled program's temporaries.
         limit: bytes the engine may use on this device.
-        jobs: finetuning jobs that run at once; rank: columns of each one's adapter.
+        jobs: finetuning jobs that run at once. Each trains in a range of the flat rank axis, so that all of them
+            together have no more columns than that.
         pages: the user's own number; None takes what there is, up to `pages_wanted`.
 
     Raises:
         OutOfMemory: not even one longest sequence fits.
     """
-    gradients = gradient_shapes(dims, rank, MODULES)
-    master = nbytes(adapter_shapes(dims, rank, MODULES, "float32"))
+    gradients = gradient_shapes(dims, dims.rank_capacity, MODULES)
+    accumulators = nbytes((gradients.hidden, gradients.d_k, gradients.d_v))
+    factors = nbytes(adapter_shapes(dims, dims.rank_capacity, MODULES, "float32"))
     fixed = (
         ("weights", weights),
         ("resident adapters", nbytes(stack_shapes(dims)) // dims.tp),
         ("row state", nbytes(row_shapes(dims))),
-        (f"adapter masters and moments ({jobs} jobs)", 3 * jobs * master),
-        (f"gradients and accumulators ({jobs} jobs)", jobs * nbytes(gradients)),
+        ("adapter masters, moments and gradients", 4 * factors),
+        (f"accumulators of backward passes ({jobs} jobs)", jobs * accumulators),
         ("temporaries of the largest program", temporaries),
         ("reserve", int(limit * RESERVE)),
     )

@@ -91,7 +91,6 @@ def plan_pages(config: EngineConfig, dims: Dimensions, weight_bytes: int, tempor
         temporaries=temporaries,
         limit=memory_limit(config),
         jobs=config.max_running_jobs,
-        rank=config.adapter_rank_capacity // max(config.max_adapters, 1),
         pages=config.pages,
     )
 

@@ -26,7 +26,7 @@ from flexjax.scheduler.scheduler import Scheduler
 from flexjax.state import UNTAPED_COLUMNS, padded_rank
 from flexjax.steps.update import OptimizerSpec, new_master
 from flexjax.weights.adapter import LoraAdapter
-from flexjax.weights.checkpoint import CheckpointInfo
+from flexjax.weights.checkpoint import CheckpointError, CheckpointInfo
 
 
 @dataclass(eq=False)
@@ -114,14 +114,14 @@ class Trainer:
 
     def _start(self, job: Job) -> None:
         spec, shape = optimizer_of(job.run), shape_of(job.run.job, job.adapter)
+        master = new_master(spec, self.runner.programs.place_factors(padded_factors(job.adapter, shape.rank), shape))
         try:
+            if job.checkpoint is not None:
+                master = self.checkpoints.restore(job.checkpoint, master)
             version = self.adapters.place(job.name, shape.rank, job.adapter.scale)
-        except NoRoomForAdapter as error:
+        except (NoRoomForAdapter, CheckpointError) as error:
             job.run.fail(str(error))
             return
-        master = new_master(spec, self.runner.programs.place_factors(padded_factors(job.adapter, shape.rank), shape))
-        if job.checkpoint is not None:
-            master = self.checkpoints.restore(job.checkpoint, master)
         self.runner.add_job(job.name, shape, spec, version, master, job.adapter.ratios)
         self.scheduler.set_job(job.name, job.run.job.weight)
         calibrate_job(self.runner, self.scheduler.latency, job.name)
