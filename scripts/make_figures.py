@@ -19,9 +19,7 @@ def main() -> None:
     report = json.loads(path.read_text())
     validation = [(point["step"], point["loss"]) for point in report["validation"]]
     plot_losses(path.with_name("demo_loss.png"), report["losses"], validation)
-    records = read_records(report)
-    limits = [record.limit for record in records if record.limit is not None]
-    plot_iterations(path.with_name("demo_iterations.png"), records, max(limits, default=None))
+    plot_iterations(path.with_name("demo_iterations.png"), read_records(report), report["objective_seconds"])
 
 
 if __name__ == "__main__":

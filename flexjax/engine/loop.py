@@ -132,13 +132,20 @@ class Loop:
         flight, self._flight = self._flight, None
         if flight is None:
             return
-        tokens = flight.wait_forward(self._end, self.clock)
+        self._read_tokens(flight)
         previous, self._end = self._end, flight.wait(self._end, self.clock)
-        completion = self.scheduler.complete(flight.iteration, tokens, flight.seconds)
-        self._deliver(flight, completion)
-        self.trainer.completed(flight, completion)
+        self.scheduler.latency.observe(flight.iteration, flight.seconds)
+        self.trainer.completed(flight)
         start = max(flight.started, previous) - self.started
         self.records.append(record_of(flight.iteration, start, flight.seconds, self._serving_seconds(flight.iteration)))
+
+    def _read_tokens(self, flight: InFlight) -> None:
+        """Wait for the forward step and deliver what it sampled. Units behind it may still run: what the scheduler
+        gives back now can only be written by later programs, and those run after them."""
+        if flight.completion is None:
+            tokens = flight.wait_forward()
+            flight.completion = self.scheduler.complete(flight.iteration, tokens)
+            self._deliver(flight)
 
     def _serving_seconds(self, iteration: Iteration) -> float:
         """Predicted seconds of the iteration's requests alone."""
@@ -149,11 +156,11 @@ class Loop:
         holding = [each for each in self.scheduler.layouts if each.holds(rows=max(rows) + 1, chunk=chunk)]
         return min(self.scheduler.latency.forward_seconds(layout, iteration.context_tokens) for layout in holding)
 
-    def _deliver(self, flight: InFlight, completion) -> None:
+    def _deliver(self, flight: InFlight) -> None:
         now = self.clock()
         self._deliver_prompt_logprobs(flight)
         rows = {request_id: row for row, request_id, _ in flight.iteration.sampled_rows}
-        for request_id, token, finish in completion.tokens:
+        for request_id, token, finish in flight.completion.tokens:
             collector = self.collectors[request_id]
             entry = self._logprobs(flight, rows[request_id], token, collector.request.sampling.logprobs)
             stopped = collector.push(token, finish, now, entry)
@@ -202,7 +209,9 @@ class Loop:
     def _obey(self) -> bool:
         """Run the commands that came; wait for one if there is nothing else to do. False: stop."""
         block = self._flight is None and not self._has_work()
-        if not block:
+        if self._flight is not None:
+            if self._flight.iteration.units:
+                self._read_tokens(self._flight)
             self._await_turn()
         while True:
             try:
@@ -224,8 +233,6 @@ class Loop:
     def _await_turn(self) -> None:
         """Sleep until shortly before the iteration in flight should end, or until it has ended, so that an arrival
         waits for the rest of one iteration, not of two."""
-        if self._flight is None:
-            return
         began = max(self._flight.started, self._end)
         until = began + self._flight.iteration.predicted - HOST_LEAD - self._host_seconds
         while (left := until - self.clock()) > 0 and not self._flight.fence.is_ready():

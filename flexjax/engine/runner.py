@@ -14,7 +14,7 @@ from flexjax.engine.adapters import AdapterTable, AdapterVersion
 from flexjax.engine.batch import Serving, Training, backward_batch, forward_batch, loss_batch
 from flexjax.engine.programs import JobShape, Programs
 from flexjax.layout import SlotLayout
-from flexjax.scheduler.output import Iteration, Unit, UnitKind
+from flexjax.scheduler.output import Completion, Iteration, Unit, UnitKind
 from flexjax.state import Gradients, Master, gradient_shapes, pool_shape, row_shapes, stack_shapes
 from flexjax.steps.forward import ForwardOutput
 from flexjax.steps.update import OptimizerSpec
@@ -44,6 +44,7 @@ class InFlight:
     Attributes:
         losses: (unit, float32 scalar) per loss window; norms: job -> gradient norm of its update.
         fence: done when the last program of the iteration is.
+        completion: what the scheduler made of its tokens, once they are read.
         seconds: what it took, set by `wait`.
     """
 
@@ -53,15 +54,14 @@ class InFlight:
     losses: list[tuple[Unit, jax.Array]] = field(default_factory=list)
     norms: dict[str, jax.Array] = field(default_factory=dict)
     fence: jax.Array | None = None
-    forward_seconds: float = 0.0
+    completion: Completion | None = None
     seconds: float = 0.0
 
-    def wait_forward(self, previous_end: float, clock: Callable[[], float]) -> dict[int, int]:
+    def wait_forward(self) -> dict[int, int]:
         """Block until the forward step is done; row -> sampled token."""
         if self.output is None:
             return {}
         tokens = np.asarray(self.output.tokens)
-        self.forward_seconds = clock() - max(self.started, previous_end)
         return {row: int(tokens[row]) for row, _, _ in self.iteration.sampled_rows}
 
     def wait(self, previous_end: float, clock: Callable[[], float]) -> float:

@@ -21,7 +21,7 @@ from flexjax.finetuning.job_queue import JobQueue
 from flexjax.finetuning.job_run import JobRun
 from flexjax.finetuning.packing import PackedMicrobatch
 from flexjax.scheduler.cursor import Microbatch
-from flexjax.scheduler.output import Completion, Iteration, UnitKind
+from flexjax.scheduler.output import Iteration, UnitKind
 from flexjax.scheduler.scheduler import Scheduler
 from flexjax.state import UNTAPED_COLUMNS, padded_rank
 from flexjax.steps.update import OptimizerSpec, new_master
@@ -179,13 +179,13 @@ class Trainer:
                 job.current = None
                 job.run.advance()
 
-    def completed(self, flight: InFlight, completion: Completion) -> None:
+    def completed(self, flight: InFlight) -> None:
         """Read the iteration's results; record steps; finish jobs that are done."""
         for unit, loss in flight.losses:
             self.jobs[unit.job].losses[unit.microbatch, unit.window] = float(loss)
         for name, norm in flight.norms.items():
             self.jobs[name].norm = float(norm)
-        for identifier in completion.microbatches:
+        for identifier in flight.completion.microbatches:
             self._settle(identifier)
         for job in list(self.jobs.values()):
             if job.due and job.run.settled:
@@ -200,7 +200,9 @@ class Trainer:
 
     def _settle(self, identifier: int) -> None:
         """A microbatch is done: give back its pin; if it closed a group, record the group's result."""
-        training = self.training.pop(identifier)
+        training = self.training.pop(identifier, None)
+        if training is None:
+            return  # its job was cancelled after the scheduler reported it
         self.adapters.unpin(training.adapter)
         job = next(job for job in self.jobs.values() if identifier in job.packed)
         packed = job.packed.pop(identifier)
