@@ -30,10 +30,6 @@ class ModelShape:
         """Values in one row of a page: K then V of every K/V head."""
         return 2 * self.kv_heads * self.head_size
 
-    @property
-    def attention_scale(self) -> float:
-        return self.head_size**-0.5
-
 
 LLAMA_3_1_8B = ModelShape("llama-3.1-8b", 32, 4096, 32, 8, 128, 14336, 128256, tied=False)
 QWEN_2_5_7B = ModelShape("qwen2.5-7b", 28, 3584, 28, 4, 128, 18944, 152064, tied=False)

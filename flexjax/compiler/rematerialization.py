@@ -70,11 +70,6 @@ class TapePlan:
 PLAN_HEADER = f"{'pages/64':>8} {'bytes/token':>12} {'recompute GFLOP':>17}  names kept"
 
 
-def plan_table(plans: Sequence[TapePlan]) -> str:
-    """The plans as lines of a table, per finetuning token over all layers."""
-    return "\n".join([PLAN_HEADER, *map(str, plans)])
-
-
 def backward_work(
     config: ModelConfig,
     modules: Sequence[str],

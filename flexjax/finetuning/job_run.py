@@ -96,11 +96,6 @@ class JobRun:
         return self._cursor.exhausted
 
     @property
-    def at_boundary(self) -> bool:
-        """The next microbatch begins a group, so no gradient is half accumulated."""
-        return self.position.index == 0
-
-    @property
     def settled(self) -> bool:
         """Results of all groups that were dispatched are recorded."""
         return self._unread == 0

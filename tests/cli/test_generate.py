@@ -78,7 +78,6 @@ def test_names_of_adapters_are_their_own(names, message):
 
 
 def test_the_demo_is_called_with_its_arguments(monkeypatch):
-    pytest.importorskip("flexjax.bench.demo", reason="the demo is not there")
     calls = []
     monkeypatch.setattr("flexjax.cli.demo.run_demo", lambda *given: calls.append(given) or 3)
     assert main(["demo", "some.toml", "--short", "--output", "out"]) == 3

@@ -133,7 +133,7 @@ def test_a_state_waits_for_results():
     with pytest.raises(AssertionError, match="results are still to be recorded"):
         run.state_dict()
     run.record_step(1.0, 1.0)
-    assert run.settled and run.at_boundary
+    assert run.settled and run.position.index == 0
 
 
 @pytest.mark.parametrize(("loss", "norm"), [(float("nan"), 1.0), (1.0, float("inf"))])
