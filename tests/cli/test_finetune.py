@@ -16,10 +16,20 @@ from tests.cli.conftest import write_config
 ROOT = Path(__file__).parents[2]
 
 
+INTERRUPTIBLE = """
+import signal, sys
+from flexjax.cli import main
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(main())
+"""
+"""Ctrl-C reaches this program even where the tests run in the background, whose children ignore it."""
+
+
 def start(words: list[str], **pipes) -> subprocess.Popen:
     """``flexjax`` in a process of its own, whose programs are those of this process."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4"}
-    return subprocess.Popen([sys.executable, "-m", "flexjax.cli", *words], env=environment, text=True, **pipes)
+    return subprocess.Popen([sys.executable, "-c", INTERRUPTIBLE, *words], env=environment, text=True, **pipes)
 
 
 def test_interrupted_and_resumed_it_ends_with_the_same_adapter(work, adapter, capsys):
