@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flexjax.fields import ConfigError, check_multiple, check_range, check_types
-from flexjax.layout import PAGE_TOKENS
+from flexjax.layout import PAGE_TOKENS, RANK_UNIT
 
-RANK_UNIT = 8
 TABLES = ("engine", "finetune", "server", "bench", "demo")
 REPEATED_TABLES = ("finetune",)
 PATH = types.MappingProxyType({"path": "always"})

@@ -6,6 +6,9 @@ PAGE_TOKENS = 64
 """Token positions in one page, and the alignment of segments on the token axis: a tile of 64 slots has one
 sequence, one adapter and, because chunks also start at multiples of 64 positions, one page."""
 
+RANK_UNIT = 8
+"""The rank axis of resident adapters is handed out in units of this many columns."""
+
 
 @dataclass(frozen=True, order=True)
 class SlotLayout:

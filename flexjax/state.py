@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from flexjax.layout import PAGE_TOKENS
+from flexjax.layout import PAGE_TOKENS, RANK_UNIT
 from flexjax.models.config import ModelConfig
-from flexjax.models.lora import MODULES, RANK_UNIT, ROW_PARALLEL, module_widths
+from flexjax.models.lora import MODULES, ROW_PARALLEL, module_widths
 
 TAPE_NAMES = ("x", "q", "attention", "mid", "gate", "up")
 """Named inputs of the decoder's stages, in the order in which a layer makes them; "attention" with its log-sum-exp."""

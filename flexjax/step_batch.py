@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flexjax.layout import PAGE_TOKENS, SlotLayout
-from flexjax.models.lora import RANK_UNIT
+from flexjax.layout import PAGE_TOKENS, RANK_UNIT, SlotLayout
 from flexjax.request import MAX_STOP_TOKEN_IDS
 from flexjax.state import Dimensions
 

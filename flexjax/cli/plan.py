@@ -9,12 +9,9 @@ import os
 from flexjax.cli.settings import Settings, add_engine_arguments, read_settings
 from flexjax.compiler.parallelization import parallel_plan
 from flexjax.compiler.rematerialization import PLAN_HEADER, BackwardWork, all_plans, backward_work, plan_of
-from flexjax.config import EngineConfig
 from flexjax.engine.startup import dimensions_of, plan_pages, tape_of
 from flexjax.finetuning.job import TARGET_MODULES, ordered_modules
-from flexjax.memory import MemoryPlan
 from flexjax.models.build import abstract_decoder, dtype_of
-from flexjax.models.config import ModelConfig
 from flexjax.state import nbytes
 from flexjax.weights.source import open_model
 
@@ -33,10 +30,13 @@ def run(arguments: argparse.Namespace) -> int:
     model = open_model(settings.engine.model, settings.engine.revision).config
     config = settings.engine.resolved(model.max_position_embeddings)
     modules, rank = target_modules(arguments.target_modules, settings), adapter_rank(arguments.rank, settings)
-    dtype, tape = dtype_of(config.dtype), tape_of(config, model)
+    dtype = dtype_of(config.dtype)
+    weight_bytes = nbytes(abstract_decoder(model, dtype, config.tp)[1]) // config.tp
+    tape = tape_of(config, model, weight_bytes)
+    memory = plan_pages(config, dimensions_of(config, model, tape), weight_bytes, temporaries=0)
     work = backward_work(model, modules, dtype, tp=config.tp, rank=rank, mean_context=config.max_model_len // 2)
     sections = {
-        "Memory of one device": str(memory_plan(config, model, tape)),
+        "Memory of one device": str(memory),
         "Pruning: what the gradients of the adapters need": f"{work.interior}\n\n{work.lowest}",
         "Rematerialization: plans for the tape, leanest first; * is taken": tape_plans(work, tape),
         "Parallelization": str(parallel_plan(model, modules, dtype, tp=config.tp, rank=rank)),
@@ -55,12 +55,6 @@ def target_modules(chosen: str | None, settings: Settings) -> tuple[str, ...]:
 
 def adapter_rank(chosen: int | None, settings: Settings) -> int:
     return chosen or max((job.rank for job in settings.jobs), default=DEFAULT_RANK)
-
-
-def memory_plan(config: EngineConfig, model: ModelConfig, tape: tuple[str, ...]) -> MemoryPlan:
-    _, shapes = abstract_decoder(model, dtype_of(config.dtype), config.tp)
-    dims = dimensions_of(config, model, tape)
-    return plan_pages(config, dims, nbytes(shapes) // config.tp, temporaries=0)
 
 
 def tape_plans(work: BackwardWork, tape: tuple[str, ...]) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from flexjax.models.lora import RANK_UNIT
+from flexjax.layout import RANK_UNIT
 
 
 class UnknownAdapter(ValueError):

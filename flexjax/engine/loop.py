@@ -60,7 +60,6 @@ class Loop:
         self._end = self.started
         self._host_seconds = 0.0
         self._failure: BaseException | None = None
-        self._stopping = False
         self._thread = threading.Thread(target=self._run, name="flexjax-engine", daemon=True)
 
     def start(self) -> None:

@@ -70,12 +70,11 @@ def policy_of(config: EngineConfig) -> Policy:
     return policy_from_name(config.policy, **options)
 
 
-def tape_of(config: EngineConfig, model: ModelConfig) -> tuple[str, ...]:
+def tape_of(config: EngineConfig, model: ModelConfig, weight_bytes: int) -> tuple[str, ...]:
     """Names a tape keeps: the configured ones, or those with which the backward pass recomputes least among those
     that fit the pages which full rows leave, or half of all pages if that is more."""
     lean = dimensions_of(config, model, ("x",))
-    _, shapes = abstract_decoder(model, lean.dtype, config.tp)
-    plan = plan_pages(config, lean, nbytes(shapes) // config.tp, temporaries=0)
+    plan = plan_pages(config, lean, weight_bytes, temporaries=0)
     pages = config.pages or plan.affordable
     for_tapes = max(pages // 2, pages - config.max_rows * lean.context_pages)
     columns = for_tapes // (config.max_running_jobs * lean.microbatch // PAGE_TOKENS) - UNTAPED_COLUMNS
@@ -110,8 +109,8 @@ class Machine:
         mesh = device_mesh(config.tp)
         kernels = Kernels.for_platform(mesh.devices.flat[0].platform)
         definition, shapes = abstract_decoder(source.config, dtype_of(config.dtype), config.tp)
-        dims = dimensions_of(config, source.config, tape_of(config, source.config))
         weight_bytes = nbytes(shapes) // config.tp
+        dims = dimensions_of(config, source.config, tape_of(config, source.config, weight_bytes))
         self.plan = plan_pages(config, dims, weight_bytes, temporaries=0)
         programs = Programs(definition, shapes, with_pages(dims, self.plan), kernels, mesh)
         weights = self._weights(programs, source, shapes)

@@ -19,9 +19,6 @@ MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 ROW_PARALLEL = frozenset({"o_proj", "down_proj"})
 """Modules whose input is sharded under tensor parallelism; the others have their output sharded."""
 
-RANK_UNIT = 8
-"""The rank axis of resident adapters is handed out in units of this many columns."""
-
 
 def module_widths(config: ModelConfig) -> dict[str, tuple[int, int]]:
     """(input width, output width) of every adaptable module, whole model (not per shard)."""

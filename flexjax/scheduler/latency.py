@@ -98,8 +98,10 @@ class LatencyModel:
 
     def slope_seconds(self, layout: SlotLayout) -> float:
         """Seconds per context token of a forward step."""
-        nearest = min(self.slopes, key=lambda known: abs(known.slots - layout.slots), default=None)
-        return self.slopes.get(layout, 0.0 if nearest is None else self.slopes[nearest])
+        known = self.slopes.get(layout)
+        if known is None and self.slopes:
+            known = self.slopes[min(self.slopes, key=lambda other: abs(other.slots - layout.slots))]
+        return known or 0.0
 
     def program_seconds(self, key: tuple) -> float:
         """Seconds of one call without context: from the table, else from measured programs of the same kind."""
