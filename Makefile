@@ -1,4 +1,4 @@
-# make test | make demo | make lint | make test-parity: each does all its own set-up.
+# make test | make demo | make lint | make test-parity | make test-aot: each does all its own set-up.
 #   PYTHON=...         the Python (3.12 or newer) that .venv is made from, where the search below finds none
 #   DEMO_ARGS=...      more arguments for the demo, such as --short
 #   TEST_ARGS=...      more arguments for pytest, such as -k scheduler
@@ -10,6 +10,7 @@ SHELL := /bin/bash
 
 VENV := .venv
 PARITY := .venv-parity
+AOT := .venv-aot
 PYTHON ?=
 PARITY_PYTHON ?=
 DEMO_ARGS ?=
@@ -38,13 +39,14 @@ echo "$(1): made from $$("$$found" -c 'import sys; print(sys.executable, sys.ver
 rm -rf $(1); "$$found" -m venv $(1)
 endef
 
-.PHONY: help venv test demo lint test-parity clean
+.PHONY: help venv test demo lint test-parity test-aot clean
 
 help:
 	@echo "make test         set up .venv and run the tests"
 	@echo "make demo         set up .venv, serve and finetune a real model side by side (DEMO_ARGS=--short for less)"
 	@echo "make lint         ruff and the import contracts"
 	@echo "make test-parity  install torch and peft into .venv-parity (large) and compare with them"
+	@echo "make test-aot     install jax's CUDA compiler into .venv-aot (large) and compile the kernels for an H100; no GPU"
 	@echo "make clean        remove environments, caches and what runs wrote"
 
 venv: $(VENV)/ready
@@ -81,7 +83,20 @@ $(PARITY)/ready: constraints-parity.txt
 	@touch $@
 	@echo "$(PARITY): ready"
 
+# The CUDA plugin makes jax look for a GPU, so it lives apart, without the libraries that only a GPU could load: the
+# plugin and CUDA's compiler are enough to compile for a GPU that is not there.
+test-aot: $(AOT)/ready
+	JAX_PLATFORMS=cpu JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 $(AOT)/bin/python -m pytest tests/aot $(TEST_ARGS)
+
+$(AOT)/ready: pyproject.toml constraints.txt constraints-aot.txt
+	@$(call make_venv,$(AOT),$(PYTHON),sys.version_info < (3, 12))
+	@echo "$(AOT): installing the pinned dependencies and jax's CUDA compiler (large: minutes on a slow line)"
+	@$(AOT)/bin/python $(INSTALL) --constraint constraints.txt --editable ".[test]"
+	@$(AOT)/bin/python $(INSTALL) --no-deps --requirement constraints-aot.txt
+	@touch $@
+	@echo "$(AOT): ready"
+
 clean:
-	rm -rf $(VENV) $(PARITY) build dist *.egg-info runs out .cache
+	rm -rf $(VENV) $(PARITY) $(AOT) build dist *.egg-info runs out .cache
 	rm -rf .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -21,6 +21,7 @@ class SlotLayout:
         dropout: LoRA dropout is applied to finetuning windows (only with ``tape``).
         logprobs: the step returns the largest log-probabilities of every sampled row.
         prompt_logprobs: the step returns log-probabilities of the prompt tokens in the chunk part.
+        base_only: no slot may name an adapter, so that the step need not compute what adapters add.
     """
 
     rows: int
@@ -29,6 +30,7 @@ class SlotLayout:
     dropout: bool = False
     logprobs: bool = False
     prompt_logprobs: bool = False
+    base_only: bool = False
 
     def __post_init__(self):
         if self.rows < 1:
@@ -39,6 +41,8 @@ class SlotLayout:
             raise ValueError("a layout with a tape or prompt log-probabilities needs a chunk part")
         if self.dropout and not self.tape:
             raise ValueError("a layout with dropout needs a tape")
+        if self.base_only and self.tape:
+            raise ValueError("a layout with a tape is for windows of an adapter; it cannot be base_only")
 
     @property
     def slots(self) -> int:
@@ -50,7 +54,9 @@ class SlotLayout:
         """Tiles of 64 slots in the chunk part."""
         return self.chunk // PAGE_TOKENS
 
-    def holds(self, *, rows: int, chunk: int, tape=False, dropout=False, logprobs=False, prompt_logprobs=False) -> bool:
+    def holds(
+        self, *, rows: int, chunk: int, tape=False, dropout=False, logprobs=False, prompt_logprobs=False, adapters=False
+    ) -> bool:
         """Whether a step with these needs fits into this layout."""
         return (
             self.rows >= rows
@@ -59,6 +65,7 @@ class SlotLayout:
             and self.dropout >= dropout
             and self.logprobs >= logprobs
             and self.prompt_logprobs >= prompt_logprobs
+            and not (self.base_only and adapters)
         )
 
 

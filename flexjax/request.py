@@ -8,6 +8,15 @@ MAX_STOP_TOKEN_IDS = 8
 """Stop ids that ``min_tokens`` can hold back on the device (all stop ids are honoured on the host)."""
 
 
+class SamplingLevel(enum.IntEnum):
+    """How much work drawing a token takes; a level can do what the lower ones can."""
+
+    GREEDY = 0
+    RANDOM = 1  # temperature and min-p
+    FILTERED = 2  # top-k and top-p
+    PENALISED = 3  # penalties and held-back stop ids
+
+
 class FinishReason(enum.StrEnum):
     STOP = "stop"
     LENGTH = "length"
@@ -75,6 +84,15 @@ class SamplingParams:
     @property
     def penalised(self) -> bool:
         return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1.0)
+
+    @property
+    def level(self) -> SamplingLevel:
+        """The least level that can sample so."""
+        if self.penalised or self.min_tokens:
+            return SamplingLevel.PENALISED
+        if self.greedy:
+            return SamplingLevel.GREEDY
+        return SamplingLevel.FILTERED if self.top_k > 0 or self.top_p < 1 else SamplingLevel.RANDOM
 
 
 def within(params: SamplingParams, name: str, low, high, open_low: bool = False) -> None:

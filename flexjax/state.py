@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from flexjax.layout import PAGE_TOKENS, RANK_UNIT
 from flexjax.models.config import ModelConfig
-from flexjax.models.lora import MODULES, ROW_PARALLEL, module_widths
+from flexjax.models.lora import MODULES, PRODUCTS, ROW_PARALLEL, module_widths
 
 TAPE_NAMES = ("x", "q", "attention", "mid", "gate", "up")
 """Named inputs of the decoder's stages, in the order in which a layer makes them; "attention" with its log-sum-exp."""
@@ -123,10 +123,12 @@ class RowState:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class AdapterStack:
-    """All resident adapter versions, written by `update` and `publish`.
+    """All resident adapter versions, written by `update` and `publish`, in the model's dtype. The modules of a product
+    lie side by side, so that one step of low-rank products serves them all.
 
     Attributes:
-        a: module -> [layers, in, R]; b: module -> [layers, R, out], in the model's dtype.
+        a: product -> [layers, in, modules * R]; b: product -> [layers, R, out]. Columns of b that shards divide are
+            grouped by shard, as those of the frozen weights are: [q_0|k_0|v_0|q_1|...].
     """
 
     a: dict[str, jax.Array]
@@ -188,7 +190,12 @@ def adapter_shapes(dims: Dimensions, rank: int, modules=MODULES, dtype=None) -> 
 
 
 def stack_shapes(dims: Dimensions) -> AdapterStack:
-    return AdapterStack(**adapter_shapes(dims, dims.rank_capacity))
+    widths, rank = module_widths(dims.model), dims.rank_capacity
+    shape = lambda *s: jax.ShapeDtypeStruct((dims.model.num_layers, *s), dims.dtype)
+    return AdapterStack(
+        a={name: shape(widths[modules[0]][0], len(modules) * rank) for name, modules in PRODUCTS.items()},
+        b={name: shape(rank, sum(widths[module][1] for module in modules)) for name, modules in PRODUCTS.items()},
+    )
 
 
 def gradient_shapes(dims: Dimensions, rank: int, modules) -> Gradients:

@@ -4,6 +4,7 @@ The host writes through numpy views of the packed array (`host_batch`), the devi
 (`unpack`); both follow the same table of fields.
 """
 
+import math
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -24,7 +25,7 @@ class Field:
 
     @property
     def words(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
 
 INT, FLOAT, BITS = np.dtype(np.int32), np.dtype(np.float32), np.dtype(np.uint32)
@@ -52,7 +53,8 @@ def forward_fields(dims: Dimensions, layout: SlotLayout) -> Fields:
         "final_page": Field((tiles,), INT, -1),
     }
     dropout = {"dropout_seed": Field((tiles,), BITS), "dropout_rate": Field((tiles,), FLOAT)}
-    fields = decode | sampling_fields(rows) | adapter_fields(dims)
+    sample = {"sample_slot": Field((rows,), INT, -1)}  # slot whose hidden state gives the row's next token, -1: none
+    fields = decode | sample | adapter_fields(dims)
     if layout.chunk:
         fields |= chunk
     if layout.prompt_logprobs:
@@ -64,11 +66,11 @@ def forward_fields(dims: Dimensions, layout: SlotLayout) -> Fields:
     return tuple(fields.items())
 
 
-def sampling_fields(rows: int) -> dict[str, Field]:
+def sampling_fields(rows: int) -> Fields:
     """How each row samples; see `SamplingParams`."""
-    return {
-        "sample_slot": Field((rows,), INT, -1),  # slot whose hidden state gives the row's next token, -1: none
-        "sample_position": Field((rows,)),  # position of the sampled token in its sequence
+    fields = {
+        "sampled": Field((rows,)),  # 1: the row takes part
+        "position": Field((rows,)),  # of the sampled token in its sequence
         "temperature": Field((rows,), FLOAT),
         "top_p": Field((rows,), FLOAT, 1),
         "min_p": Field((rows,), FLOAT),
@@ -80,6 +82,7 @@ def sampling_fields(rows: int) -> dict[str, Field]:
         "prompt_length": Field((rows,)),
         "banned": Field((rows, MAX_STOP_TOKEN_IDS), INT, -1),
     }
+    return tuple(fields.items())
 
 
 def adapter_fields(dims: Dimensions) -> dict[str, Field]:

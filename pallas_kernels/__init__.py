@@ -1,16 +1,22 @@
 """Operations for serving and finetuning a transformer from pages: arrays and numbers in, arrays out."""
 
-from pallas_kernels.grouped_lora.api import grouped_lora, grouped_lora_grad
+from pallas_kernels.grouped_lora.api import grouped_lora_grad
 from pallas_kernels.linear_cross_entropy.api import linear_cross_entropy
-from pallas_kernels.page_write.api import page_write
-from pallas_kernels.paged_attention.api import paged_attention
+from pallas_kernels.lora_expand.api import lora_expand, plan_lora_expand
+from pallas_kernels.page_write.api import page_write, write_pages
+from pallas_kernels.paged_attention.api import paged_attention, plan_paged_attention
+from pallas_kernels.row_product.api import row_product
 from pallas_kernels.window_attention_grad.api import window_attention_grad
 
 __all__ = [
-    "grouped_lora",
     "grouped_lora_grad",
     "linear_cross_entropy",
+    "lora_expand",
     "page_write",
     "paged_attention",
+    "plan_lora_expand",
+    "plan_paged_attention",
+    "row_product",
     "window_attention_grad",
+    "write_pages",
 ]

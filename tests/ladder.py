@@ -15,17 +15,27 @@ from jax.sharding import Mesh
 from safetensors.numpy import load_file
 
 from flexjax.engine.adapters import BASE, AdapterTable, AdapterVersion
-from flexjax.engine.batch import Serving, Training, backward_batch, forward_batch, loss_batch
+from flexjax.engine.batch import (
+    SamplingBatch,
+    Serving,
+    Training,
+    backward_batch,
+    forward_batch,
+    loss_batch,
+    sampling_batch,
+)
 from flexjax.engine.programs import JobShape, Programs
+from flexjax.engine.runner import StepOutput
 from flexjax.finetuning.dataset import Example
 from flexjax.finetuning.packing import PackedMicrobatch
 from flexjax.layout import PAGE_TOKENS, SlotLayout, tiles_for
 from flexjax.models.build import abstract_decoder, place_weights
 from flexjax.models.config import Llama3RopeScaling, ModelConfig
-from flexjax.models.lora import MODULES, module_widths
+from flexjax.models.lora import MODULES, PRODUCTS, ROW_PARALLEL, module_widths, product_of
 from flexjax.request import Request, SamplingParams
 from flexjax.scheduler.output import DecodeSlot, Iteration, MicrobatchPages, PromptSegment, WindowSegment
 from flexjax.state import (
+    AdapterStack,
     Dimensions,
     Master,
     gradient_shapes,
@@ -35,7 +45,6 @@ from flexjax.state import (
     stack_shapes,
     summed_over_shards,
 )
-from flexjax.steps.forward import ForwardOutput
 from flexjax.steps.kernels import Kernels
 from flexjax.steps.update import OptimizerSpec, new_master
 from flexjax.weights.huggingface import huggingface_name
@@ -116,14 +125,16 @@ class Model:
 
 
 @functools.cache
-def compiled(model: Model, tape: tuple[str, ...], window: int, pages: int, dtype, tp: int) -> tuple[Programs, object]:
+def compiled(
+    model: Model, tape: tuple[str, ...], window: int, pages: int, dtype, tp: int, kernels: Kernels | None = None
+) -> tuple[Programs, object]:
     """The programs of one shape, empty at first, and the weights they run on."""
     sizes = dict(max_rows=ROWS, context=CONTEXT, pages=pages, rank_capacity=RANK_CAPACITY, adapters=ADAPTERS)
     dims = Dimensions(model.config, dtype, **sizes, microbatch=MICROBATCH, window=window, tape=tape, tp=tp)
     definition, shapes = abstract_decoder(model.config, dtype, tp)
     weights = place_weights(shapes, model.tree(dtype, tp), lambda _, array: jnp.asarray(array))
     mesh = Mesh(np.array(jax.devices()[:tp]), ("tp",))
-    programs = Programs(definition, weights, dims, Kernels(), mesh)
+    programs = Programs(definition, weights, dims, kernels or Kernels(), mesh)
     programs.options = programs.options | QUICK
     return programs, weights
 
@@ -136,9 +147,11 @@ class Rig:
         master, gradients: of the job, after `begin`.
     """
 
-    def __init__(self, model: Model, *, tape=LEAN, window=WINDOW, pages=PAGES, dtype=jnp.float32, tp=1):
+    def __init__(
+        self, model: Model, *, tape=LEAN, window=WINDOW, pages=PAGES, dtype=jnp.float32, tp=1, kernels=None
+    ):
         self.model = model
-        self.programs, self.weights = compiled(model, tape, window, pages, dtype, tp)
+        self.programs, self.weights = compiled(model, tape, window, pages, dtype, tp, kernels)
         self.dims = self.programs.dims
         random = np.random.default_rng(1)
         shape = pool_shape(self.dims)
@@ -169,7 +182,7 @@ class Rig:
         self.serving[number] = Serving(request, adapter, seed=sampling.seed or 0, tokens=tokens)
         self.seats[number] = row, self.take_pages(tiles_for(len(tokens) + room))
 
-    def step(self, layout: SlotLayout, decode=(), prompts=(), windows=()) -> ForwardOutput:
+    def step(self, layout: SlotLayout, decode=(), prompts=(), windows=()) -> StepOutput:
         """Run one forward step; returns its output on the host.
 
         Args:
@@ -190,16 +203,19 @@ class Rig:
         segments = tuple(slots), tuple(prompt_segments), tuple(window_segments)
         iteration = Iteration(0, layout, *segments, units=(), predicted=0.0, limit=None, context_tokens=0)
         packed = forward_batch(self.dims, iteration, self.serving, self.training, self.table)
-        output = self.run(layout, packed)
+        output = self.run(layout, packed, sampling_batch(iteration, self.serving))
         for row, number, _ in iteration.sampled_rows:
             self.serving[number].tokens.append(int(output.tokens[row]))
         return output
 
-    def run(self, layout: SlotLayout, packed: np.ndarray) -> ForwardOutput:
+    def run(self, layout: SlotLayout, packed: np.ndarray, sampling: SamplingBatch) -> StepOutput:
         self.pool, self.rows, output = self.programs.forward(layout)(
             self.weights, self.stack, self.pool, self.rows, packed
         )
-        return jax.tree.map(np.asarray, output)
+        sample = self.programs.sample(layout.rows, sampling.level, layout.logprobs)
+        self.rows, sampled = sample(self.rows, output.logits, sampling.packed)
+        host = lambda arrays: jax.tree.map(np.asarray, arrays)
+        return StepOutput(host(sampled.tokens), host(sampled.logprobs), host(output.prompt_logprobs))
 
     def _prompt(self, number: int, start: int, length: int, slot: int) -> PromptSegment:
         row, pages = self.seats[number]
@@ -293,6 +309,18 @@ def padded(factors: dict) -> dict:
     more = padded_rank(rank_of(factors)) - rank_of(factors)
     a = {name: np.pad(value, ((0, 0), (0, 0), (0, more))) for name, value in factors["a"].items()}
     return {"a": a, "b": {name: np.pad(value, ((0, 0), (0, more), (0, 0))) for name, value in factors["b"].items()}}
+
+
+def factors_in(stack: AdapterStack, module: str, config: ModelConfig, tp: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """A module's part of the stack, (a [layers, in, R], b [layers, R, out]): modules of a product lie side by side, and
+    those that shards divide once in every shard."""
+    product, widths = product_of(module), module_widths(config)
+    modules, shards = PRODUCTS[product], 1 if module in ROW_PARALLEL else tp
+    number = modules.index(module)
+    a, b = np.asarray(stack.a[product]), np.asarray(stack.b[product])
+    first = sum(widths[name][1] for name in modules[:number]) // shards
+    by_shard = b.reshape(*b.shape[:2], shards, -1)[..., first : first + widths[module][1] // shards]
+    return np.split(a, len(modules), axis=-1)[number], by_shard.reshape(*b.shape[:2], -1)
 
 
 def example(tokens, trained=None) -> Example:

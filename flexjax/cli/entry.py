@@ -16,6 +16,7 @@ COMMANDS = {
     "finetune": "run the finetuning jobs of CONFIG and write their adapters",
     "export": "write an adapter in PEFT's format, or merged into the model's weights",
     "plan": "print memory, pruning, rematerialization and sharding without starting anything",
+    "bench": "measure kernels, or whole steps, and write the figures",
     "demo": "serve a small real model and finetune it at the same time, with a report",
 }
 """Each is a module of this package with ``add_arguments(parser)`` and ``run(arguments) -> exit code``."""

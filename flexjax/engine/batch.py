@@ -8,10 +8,10 @@ import numpy as np
 from flexjax.engine.adapters import AdapterTable, AdapterVersion
 from flexjax.finetuning.packing import PackedMicrobatch
 from flexjax.layout import PAGE_TOKENS, tiles_for
-from flexjax.request import MAX_STOP_TOKEN_IDS, Request
+from flexjax.request import MAX_STOP_TOKEN_IDS, Request, SamplingLevel
 from flexjax.scheduler.output import Iteration, MicrobatchPages, PromptSegment, WindowSegment
 from flexjax.state import Dimensions
-from flexjax.step_batch import backward_fields, forward_fields, host_batch, loss_fields
+from flexjax.step_batch import backward_fields, forward_fields, host_batch, loss_fields, sampling_fields
 
 
 @dataclass
@@ -58,6 +58,19 @@ class Training:
         return (self.seed * 0x9E3779B1 + block * PAGE_TOKENS) & 0xFFFFFFFF
 
 
+@dataclass(frozen=True)
+class SamplingBatch:
+    """What the sampling step is told.
+
+    Attributes:
+        packed: as `sampling_fields` says.
+        level: the least that serves every sampled row.
+    """
+
+    packed: np.ndarray
+    level: SamplingLevel
+
+
 def forward_batch(
     dims: Dimensions,
     iteration: Iteration,
@@ -77,9 +90,17 @@ def forward_batch(
         fill_prompt(batch, segment, serving[segment.request_id], iteration.layout)
     for segment in iteration.windows:
         fill_window(batch, segment, training[segment.microbatch], iteration.layout)
+    return packed
+
+
+def sampling_batch(iteration: Iteration, serving: Mapping[int, Serving]) -> SamplingBatch:
+    """How the rows of an iteration sample."""
+    packed, batch = host_batch(sampling_fields(iteration.layout.rows))
+    level = SamplingLevel.GREEDY
     for row, request_id, position in iteration.sampled_rows:
         fill_sampling(batch, row, serving[request_id], position)
-    return packed
+        level = max(level, serving[request_id].request.sampling.level)
+    return SamplingBatch(packed, level)
 
 
 def fill_prompt(batch, segment: PromptSegment, serving: Serving, layout) -> None:
@@ -126,7 +147,8 @@ def fill_tiles(batch, segment: PromptSegment | WindowSegment) -> range:
 
 def fill_sampling(batch, row: int, serving: Serving, position: int) -> None:
     params, prompt = serving.request.sampling, len(serving.request.prompt)
-    batch.sample_position[row] = position
+    batch.sampled[row] = 1
+    batch.position[row] = position
     batch.prompt_length[row] = prompt
     batch.temperature[row] = params.temperature
     batch.top_p[row], batch.top_k[row], batch.min_p[row] = params.top_p, params.top_k, params.min_p

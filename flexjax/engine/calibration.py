@@ -5,10 +5,12 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from flexjax.engine.batch import SamplingBatch
 from flexjax.engine.runner import Runner
 from flexjax.layout import PAGE_TOKENS, SlotLayout
+from flexjax.request import SamplingLevel
 from flexjax.scheduler import LatencyModel
-from flexjax.step_batch import backward_fields, forward_fields, host_batch, loss_fields
+from flexjax.step_batch import backward_fields, forward_fields, host_batch, loss_fields, sampling_fields
 
 
 def calibrate_forward(runner: Runner, latency: LatencyModel, layouts: Iterable[SlotLayout]) -> None:
@@ -23,8 +25,13 @@ def calibrate_forward(runner: Runner, latency: LatencyModel, layouts: Iterable[S
                 batch.tile_length[:] = PAGE_TOKENS
                 batch.tile_position[:] = (context - 1) // PAGE_TOKENS * PAGE_TOKENS
                 tokens += layout.tiles * (int(batch.tile_position[0]) + PAGE_TOKENS)
-            seconds = best_of(lambda p=packed, each=layout: runner.forward(each, p).tokens)
+            seconds = best_of(lambda p=packed, each=layout: runner.forward(each, p, idle_sampling(each)).tokens)
             latency.calibrate(("forward", layout), seconds, tokens)
+
+
+def idle_sampling(layout: SlotLayout) -> SamplingBatch:
+    """Greedy, and nobody samples: it costs what any greedy batch costs."""
+    return SamplingBatch(host_batch(sampling_fields(layout.rows))[0], SamplingLevel.GREEDY)
 
 
 def calibrate_job(runner: Runner, latency: LatencyModel, name: str) -> None:

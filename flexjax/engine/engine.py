@@ -8,6 +8,7 @@ import logging
 import os
 import queue
 import random
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from flexjax.engine.handles import FinetuneHandle
 from flexjax.engine.loop import Loop
 from flexjax.engine.outputs import Collector
 from flexjax.engine.programs import JobShape
-from flexjax.engine.startup import Machine, compile_job, policy_of, variants
+from flexjax.engine.startup import Machine, compile_job, policy_of
 from flexjax.engine.trainer import Trainer, optimizer_of, padded_factors, shape_of
 from flexjax.fields import ConfigError
 from flexjax.finetuning.job import FinetuneJob
@@ -59,7 +60,7 @@ class Engine:
         self._sources: dict[str, LoraAdapter] = {}
         self._ids = itertools.count(1)
         self._random = random.Random(self.config.seed)
-        self._layouts = machine.layouts
+        self._catalog, self._offered, self._offering = machine.catalog, set(machine.layouts), threading.Lock()
         self.scheduler = Scheduler(
             machine.layouts,
             pages=machine.plan.pages,
@@ -161,8 +162,8 @@ class Engine:
     ) -> list[int]:
         """Queue a prompt; ``listener`` receives a snapshot after every token. Returns the ids of its n requests."""
         sampling = self.sampling_defaults() if sampling is None else sampling
-        self._require_layouts(sampling)
-        new = [self._request(prompt, sampling, index, priority) for index in range(sampling.n)]
+        self._require_programs(sampling)
+        new = self._requests(prompt, sampling, priority)
         self.loop.call(self._add_requests, new, adapter, listener)
         return [request.id for request, _ in new]
 
@@ -182,16 +183,23 @@ class Engine:
             raise ValueError(f"the prompt holds token id {wrong}; the model's ids are 0 to {self.model.vocab_size - 1}")
         return ids
 
-    def _run_all(self, prompts: list[list[int]], sampling, adapter) -> list[RequestOutput]:
-        listeners: list[tuple[list[int], queue.SimpleQueue]] = []
+    def _run_all(self, prompts: list[list[int]], sampling: SamplingParams | None, adapter) -> list[RequestOutput]:
+        """All prompts join the queue between two iterations, so that the first step can take as many as fit."""
+        sampling = self.sampling_defaults() if sampling is None else sampling
+        self._require_programs(sampling)
+        batches = [(self._requests(prompt, sampling, priority=0), queue.SimpleQueue()) for prompt in prompts]
         try:
-            for prompt in prompts:
-                listener: queue.SimpleQueue[RequestOutput] = queue.SimpleQueue()
-                listeners.append((self.submit(prompt, sampling, adapter, listener), listener))
-            return [output for ids, listener in listeners for output in self._collect(ids, listener)]
+            self.loop.call(lambda: [self._add_requests(new, adapter, listener) for new, listener in batches])
+            ids = [[request.id for request, _ in new] for new, _ in batches]
+            pairs = zip(ids, batches, strict=True)
+            return [output for each, (_, listener) in pairs for output in self._collect(each, listener)]
         except BaseException:
-            self.cancel([each for ids, _ in listeners for each in ids])
+            self.cancel([request.id for new, _ in batches for request, _ in new])
             raise
+
+    def _requests(self, prompt: list[int], sampling: SamplingParams, priority: int) -> list[tuple[Request, int]]:
+        """The n requests of a prompt, each with its index."""
+        return [self._request(prompt, sampling, index, priority) for index in range(sampling.n)]
 
     def _collect(self, ids: list[int], listener: queue.SimpleQueue) -> list[RequestOutput]:
         final = [each for each in self._listen(ids, listener) if each.finish_reason is not None]
@@ -226,17 +234,23 @@ class Engine:
             serving = Serving(request, version, seed, list(request.prompt))
             self.loop.add_request(serving, Collector(request, index, self.tokenizer, listener))
 
-    def _require_layouts(self, sampling: SamplingParams) -> None:
-        """Compile, on the caller's thread, what a request with log-probabilities needs."""
+    def _require_programs(self, sampling: SamplingParams) -> None:
+        """Compile, on the caller's thread, what a request needs that is not there yet."""
+        logprobs = sampling.logprobs is not None or sampling.prompt_logprobs is not None
+        self._runner.programs.offer_sampling(self.config.row_sizes, sampling.level, logprobs)
         for flag in ("logprobs", "prompt_logprobs"):
             if getattr(sampling, flag) is not None:
-                self._offer_layouts(logprobs=True, prompt_logprobs=flag == "prompt_logprobs")
+                self._catalog.add_flags(logprobs=True, prompt_logprobs=flag == "prompt_logprobs")
+                self._offer_layouts()
 
-    def _offer_layouts(self, **flags: bool) -> None:
-        wanted = [each for each in variants(self._layouts, **flags) if each.rows == self.config.max_rows]
-        for layout in wanted:
-            self._runner.programs.forward(layout)
-        self.loop.call(self.scheduler.add_layouts, wanted)
+    def _offer_layouts(self) -> None:
+        """Compile what the catalog has gained, on the caller's thread, then let the scheduler use it."""
+        with self._offering:
+            new = [each for each in self._catalog.layouts if each not in self._offered]
+            for layout in new:
+                self._runner.programs.forward(layout)
+            self.loop.call(self.scheduler.add_layouts, new)
+            self._offered.update(new)
 
     def _tokenizer(self):
         if self.tokenizer is None:
@@ -255,6 +269,8 @@ class Engine:
         shape = JobShape(padded_rank(adapter.rank), adapter.target_modules)
         programs = self._runner.programs
         programs.publish(shape)
+        self._catalog.add_adapters()
+        self._offer_layouts()
         factors = programs.place_factors(padded_factors(adapter, shape.rank), shape)
         self.loop.call(self._publish, name, adapter, shape, factors)
 
@@ -312,8 +328,10 @@ class Engine:
         )
         adapter = self._starting_adapter(job)
         shape = shape_of(job, adapter)
+        self._catalog.add_adapters()
         if shape.dropout:
-            self._offer_layouts(dropout=True)
+            self._catalog.add_flags(dropout=True)
+        self._offer_layouts()
         checkpoint = self.checkpoints.find(run, resume)
         compile_job(self._runner.programs, shape, optimizer_of(run))
         self.loop.call(self.trainer.submit, run, adapter, checkpoint)

@@ -3,7 +3,7 @@
 import functools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import jax
@@ -13,8 +13,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from flexjax.layout import SlotLayout
-from flexjax.models.lora import MODULES, ROW_PARALLEL
+from flexjax.models.lora import MODULES, PRODUCTS, ROW_PARALLEL
 from flexjax.models.sharding import TP_AXIS
+from flexjax.request import SamplingLevel
 from flexjax.state import (
     AdapterStack,
     Dimensions,
@@ -28,15 +29,21 @@ from flexjax.state import (
     stack_shapes,
     summed_over_shards,
 )
-from flexjax.step_batch import backward_fields, forward_fields, loss_fields, packed_words
+from flexjax.step_batch import backward_fields, forward_fields, loss_fields, packed_words, sampling_fields
 from flexjax.steps.backward import backward_window
 from flexjax.steps.forward import forward
 from flexjax.steps.kernels import Kernels
 from flexjax.steps.loss import loss_window
+from flexjax.steps.row_sampling import sample_rows
 from flexjax.steps.update import OptimizerSpec, new_master, publish, update
 
-COMPILER_OPTIONS = {"gpu": {"xla_gpu_enable_triton_gemm": False}, "cpu": {}}
-"""Per platform. With Triton products a scan over stacked weights copies every layer's slice on the GPU."""
+COMPILER_OPTIONS = {
+    "gpu": {"xla_gpu_enable_triton_gemm": False, "xla_disable_hlo_passes": "rematerialization"},
+    "cpu": {},
+}
+"""Per platform. With Triton products a scan over stacked weights copies every layer's slice on the GPU. XLA's own
+rematerialization counts the pool once for every kernel that writes into it, believes memory exhausted, and then
+computes the large products of a step with a tape three times."""
 
 PRECISION = {"float32": "highest"}
 """Per dtype of the model: float32 means float32, where a GPU would round operands to 19 bits (TF32) by default."""
@@ -90,6 +97,7 @@ class Programs:
         self.weights = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype), weights)
         self.options = dict(COMPILER_OPTIONS[mesh.devices.flat[0].platform])
         self.compiled: dict[tuple, Compiled] = {}
+        self._levels, self._logprobs = {SamplingLevel.GREEDY}, False
         self._compiling = threading.RLock()
 
     #            program                                  called per
@@ -100,6 +108,24 @@ class Programs:
         specs = (weight_specs(self.weights), stack_specs(), POOL_SPEC, RowState(P(), P()), P())
         out = (POOL_SPEC, RowState(P(), P()), P())
         return self._compile(("forward", layout), body, (*shapes, batch), specs, out, donated=(2, 3))
+
+    def sample(self, rows: int, level: SamplingLevel, logprobs: bool) -> Compiled:  # iteration
+        body = functools.partial(sample_rows, rows, level, logprobs)
+        logits = jax.ShapeDtypeStruct((rows, self.dims.model.vocab_size), jnp.float32)
+        shapes = (row_shapes(self.dims), logits, self._batch(sampling_fields(rows)))
+        specs = (RowState(P(), P()), P(), P())
+        return self._compile(("sample", rows, level, logprobs), body, shapes, specs, (specs[0], P()), donated=(0,))
+
+    def offer_sampling(self, row_sizes: Iterable[int], level: SamplingLevel, logprobs: bool) -> None:
+        """Compile what batches need that hold a request of this level, alone and mixed with all that came before."""
+        with self._compiling:
+            self._levels.add(level)
+            self._logprobs |= logprobs
+            for each in self._levels:
+                for rows in row_sizes:
+                    self.sample(rows, each, False)
+                if self._logprobs:
+                    self.sample(max(row_sizes), each, True)
 
     def loss(self, job: JobShape) -> Compiled:  # window of a finished forward
         body = functools.partial(loss_window, self.definition, self.dims, self.kernels)
@@ -118,7 +144,7 @@ class Programs:
         return self._compile(("backward", job), body, shapes, specs, (gradient_specs(job.modules), P()), donated=(3,))
 
     def update(self, job: JobShape, spec: OptimizerSpec) -> Compiled:  # accumulation boundary
-        body = functools.partial(update, spec)
+        body = functools.partial(update, spec, self.dims)
         factors = adapter_shapes(self.dims, job.rank, job.modules, jnp.float32)
         master = jax.eval_shape(functools.partial(new_master, spec), factors)
         gradients = gradient_shapes(self.dims, job.rank, job.modules)
@@ -136,7 +162,8 @@ class Programs:
         shapes = (stack_shapes(self.dims), factors, jax.ShapeDtypeStruct((), jnp.int32))
         specs = (stack_specs(), factor_specs(job.modules), P())
         key = ("publish", job.rank, job.modules)
-        return self._compile(key, publish, shapes, specs, stack_specs(), donated=(0,), partitioned=True)
+        body = functools.partial(publish, self.dims)
+        return self._compile(key, body, shapes, specs, stack_specs(), donated=(0,), partitioned=True)
 
     def zeros(self, shapes, kind: str):
         """Zeroed arrays of these shapes, made where they live. ``kind``: "pool", "rows", "stack" or "gradients"."""
@@ -203,7 +230,10 @@ def factor_specs(modules=MODULES) -> dict[str, dict[str, P]]:
 
 
 def stack_specs() -> AdapterStack:
-    return AdapterStack(**factor_specs())
+    """As the factors of a product's modules, which agree."""
+    specs = factor_specs()
+    of = lambda factor: {product: specs[factor][modules[0]] for product, modules in PRODUCTS.items()}
+    return AdapterStack(a=of("a"), b=of("b"))
 
 
 def gradient_specs(modules) -> Gradients:

@@ -11,12 +11,19 @@ import jax
 import numpy as np
 
 from flexjax.engine.adapters import AdapterTable, AdapterVersion
-from flexjax.engine.batch import Serving, Training, backward_batch, forward_batch, loss_batch
+from flexjax.engine.batch import (
+    SamplingBatch,
+    Serving,
+    Training,
+    backward_batch,
+    forward_batch,
+    loss_batch,
+    sampling_batch,
+)
 from flexjax.engine.programs import JobShape, Programs
 from flexjax.layout import SlotLayout
 from flexjax.scheduler.output import Completion, Iteration, Unit, UnitKind
 from flexjax.state import Gradients, Master, gradient_shapes, pool_shape, row_shapes, stack_shapes
-from flexjax.steps.forward import ForwardOutput
 from flexjax.steps.update import OptimizerSpec
 
 
@@ -37,6 +44,16 @@ class DeviceJob:
     ratios: dict[str, np.ndarray]
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class StepOutput:
+    """What an iteration's forward and sampling steps return to the host, on the device; see their outputs."""
+
+    tokens: jax.Array
+    logprobs: tuple | None
+    prompt_logprobs: tuple | None
+
+
 @dataclass
 class InFlight:
     """An iteration on the device.
@@ -50,7 +67,7 @@ class InFlight:
 
     iteration: Iteration
     started: float
-    output: ForwardOutput | None = None
+    output: StepOutput | None = None
     losses: list[tuple[Unit, jax.Array]] = field(default_factory=list)
     norms: dict[str, jax.Array] = field(default_factory=dict)
     fence: jax.Array | None = None
@@ -100,7 +117,7 @@ class Runner:
         flight = InFlight(iteration, started=self.clock())
         if iteration.layout is not None:
             batch = forward_batch(self.programs.dims, iteration, serving, training, adapters)
-            flight.output = self.forward(iteration.layout, batch)
+            flight.output = self.forward(iteration.layout, batch, sampling_batch(iteration, serving))
             flight.fence = flight.output.tokens
         return flight
 
@@ -116,10 +133,13 @@ class Runner:
             if unit.job in self.jobs:
                 self._dispatch_unit(flight, unit, training.get(unit.microbatch), learning_rates)
 
-    def forward(self, layout: SlotLayout, batch: np.ndarray) -> ForwardOutput:
+    def forward(self, layout: SlotLayout, batch: np.ndarray, sampling: SamplingBatch) -> StepOutput:
+        """The forward step and, behind it, the sampling step."""
         program = self.programs.forward(layout)
         self.pool, self.rows, output = program(self.weights, self.stack, self.pool, self.rows, batch)
-        return output
+        program = self.programs.sample(layout.rows, sampling.level, layout.logprobs)
+        self.rows, sampled = program(self.rows, output.logits, sampling.packed)
+        return StepOutput(sampled.tokens, sampled.logprobs, output.prompt_logprobs)
 
     def _dispatch_unit(self, flight: InFlight, unit: Unit, training: Training | None, learning_rates) -> None:
         job = self.jobs[unit.job]

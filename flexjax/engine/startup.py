@@ -2,14 +2,15 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from flexjax.compiler.rematerialization import all_plans, backward_work, resolve_tape
 from flexjax.config import EngineConfig
 from flexjax.engine.calibration import calibrate_forward
+from flexjax.engine.layouts import LayoutCatalog
 from flexjax.engine.machine import claim_memory, device_mesh, memory_limit, use_compilation_cache
 from flexjax.engine.programs import JobShape, Programs
 from flexjax.engine.runner import Runner
@@ -19,6 +20,7 @@ from flexjax.memory import MemoryPlan, plan_memory, with_pages
 from flexjax.models.build import abstract_decoder, dtype_of, dummy_weights, place_weights
 from flexjax.models.config import ModelConfig
 from flexjax.models.lora import MODULES
+from flexjax.request import SamplingLevel
 from flexjax.scheduler import LatencyModel, Policy, policy_from_name
 from flexjax.state import UNTAPED_COLUMNS, Dimensions, nbytes
 from flexjax.steps.kernels import Kernels
@@ -42,20 +44,6 @@ def dimensions_of(config: EngineConfig, model: ModelConfig, tape: tuple[str, ...
         tape=tape,
         tp=config.tp,
     )
-
-
-def layouts_of(config: EngineConfig) -> list[SlotLayout]:
-    """Layouts compiled at start: every row size decoding alone, and beside every chunk size with and without a tape."""
-    decode = [SlotLayout(rows) for rows in config.row_sizes]
-    chunks = [(rows, chunk) for rows in config.row_sizes for chunk in config.chunk_sizes]
-    return decode + [SlotLayout(rows, chunk, tape=tape) for rows, chunk in chunks for tape in (False, True)]
-
-
-def variants(layouts: Iterable[SlotLayout], **flags: bool) -> list[SlotLayout]:
-    """The layouts with further flags set, where they can have them."""
-    needs_chunk = flags.get("prompt_logprobs") or flags.get("dropout")
-    chosen = [each for each in layouts if (each.chunk or not needs_chunk) and (each.tape or not flags.get("dropout"))]
-    return list(dict.fromkeys(replace(each, **flags) for each in chosen))
 
 
 def policy_of(config: EngineConfig) -> Policy:
@@ -105,20 +93,23 @@ class Machine:
     def __init__(self, config: EngineConfig, source: ModelSource, progress: Callable[[str], None]):
         claim_memory(config.memory_fraction)
         use_compilation_cache(config.compilation_cache)
-        self.config, self.progress, self.layouts = config, progress, layouts_of(config)
+        self.config, self.progress = config, progress
+        self.catalog = LayoutCatalog(config, policy_of(config).layout)
+        self.layouts = self.catalog.layouts
         mesh = device_mesh(config.tp)
-        kernels = Kernels.for_platform(mesh.devices.flat[0].platform)
+        platform, dtype = mesh.devices.flat[0].platform, dtype_of(config.dtype)
+        kernels = Kernels.for_model(platform, source.config, dtype)
+        progress(f"kernels on {platform}: {kernels}; all else is XLA's")
         definition, shapes = abstract_decoder(source.config, dtype_of(config.dtype), config.tp)
         weight_bytes = nbytes(shapes) // config.tp
         dims = dimensions_of(config, source.config, tape_of(config, source.config, weight_bytes))
         self.plan = plan_pages(config, dims, weight_bytes, temporaries=0)
         programs = Programs(definition, shapes, with_pages(dims, self.plan), kernels, mesh)
         weights = self._weights(programs, source, shapes)
-        temporaries = self._compile(programs)
-        supposed, self.plan = self.plan, plan_pages(config, dims, weight_bytes, temporaries)
+        supposed, self.plan = self.plan, plan_pages(config, dims, weight_bytes, self._temporaries(programs))
         if self.plan.pages != supposed.pages:
             programs = Programs(definition, shapes, with_pages(dims, self.plan), kernels, mesh)
-            self._compile(programs)
+        self._compile(programs)
         self.runner = Runner(programs, weights)
         self.latency = LatencyModel()
         calibrate_forward(self.runner, self.latency, self.layouts)
@@ -134,19 +125,25 @@ class Machine:
         self.progress(f"weights: {nbytes(shapes) / 2**20:,.0f} MiB in {time.perf_counter() - started:.1f} s")
         return weights
 
-    def _compile(self, programs: Programs) -> int:
-        """Compile every layout; bytes of the largest one's temporaries, which do not depend on the number of pages."""
-        started, temporaries = time.perf_counter(), 0
+    def _temporaries(self, programs: Programs) -> int:
+        """Bytes beside the state that the forward step with the most slots takes, its logits with them. They do not
+        depend on the number of pages, so the other layouts need not be compiled to know how many there can be."""
+        largest = max(self.layouts, key=lambda layout: (layout.slots, layout.tape, layout.rows))
+        logits = largest.rows * programs.dims.model.vocab_size * jnp.dtype(jnp.float32).itemsize
+        return programs.forward(largest).memory.temp_size_in_bytes + logits
+
+    def _compile(self, programs: Programs) -> None:
+        """Compile every layout and what samples from it."""
+        started = time.perf_counter()
         for number, layout in enumerate(self.layouts, 1):
             program = programs.forward(layout)
-            temporaries = max(temporaries, program.memory.temp_size_in_bytes)
+            programs.sample(layout.rows, SamplingLevel.GREEDY, layout.logprobs)
             self.progress(f"compiled {number} of {len(self.layouts)}: {describe(layout)} in {program.seconds:.1f} s")
         self.progress(f"{len(self.layouts)} programs ready in {time.perf_counter() - started:.1f} s")
-        return temporaries
 
 
 def describe(layout: SlotLayout) -> str:
-    flags = [name for name in ("tape", "dropout", "logprobs", "prompt_logprobs") if getattr(layout, name)]
+    flags = [name for name in ("tape", "dropout", "logprobs", "prompt_logprobs", "base_only") if getattr(layout, name)]
     chunk = [f"+ {layout.chunk} chunk slots"] if layout.chunk else []
     return " ".join([f"forward {layout.rows} rows", *chunk, *flags])
 

@@ -19,10 +19,6 @@ from flexjax.models.layers import rms_norm, rotary_frequencies, rotate
 from flexjax.models.sharding import enter_shards, leave_shards
 
 
-def plus(y: jax.Array, delta: jax.Array | None) -> jax.Array:
-    return y if delta is None else y + delta
-
-
 class DecoderLayer(nnx.Module):
     """One pre-norm transformer layer with grouped-query attention and SwiGLU.
 
@@ -51,27 +47,29 @@ class DecoderLayer(nnx.Module):
         if config.attention_bias:
             fused = fused + self.qkv_bias[...]
         q_width, kv_width = self.query_heads * config.head_dim, self.kv_heads * config.head_dim
-        q, k, v = jnp.split(fused, [q_width, q_width + kv_width], axis=-1)
-        q, k, v = plus(q, adapter("q_proj", h)), plus(k, adapter("k_proj", h)), plus(v, adapter("v_proj", h))
-        q, k, v = (y.reshape(len(x), -1, config.head_dim) for y in (q, k, v))
+        modules = adapter("qkv", h, fused, (q_width, kv_width, kv_width))
+        q, k, v = (y.reshape(len(x), -1, config.head_dim) for y in modules)
         frequencies = rotary_frequencies(config)
         return rotate(q, positions, frequencies), rotate(k, positions, frequencies), v
 
     def output_stage(self, x: jax.Array, attention: jax.Array, adapter) -> jax.Array:
         """x [T, d], attention [T, Hq, D] -> x plus the projected attention, [T, d]."""
         flat = attention.reshape(len(x), -1)
-        return x + self._reduced(plus(flat @ self.o[...], adapter("o_proj", flat)))
+        (y,) = adapter("o", flat, flat @ self.o[...], x.shape[1:])
+        return x + self._reduced(y)
 
     def mlp_input_stage(self, mid: jax.Array, adapter) -> tuple[jax.Array, jax.Array]:
         """mid [T, d] -> gate and up, each [T, ff] (local columns)."""
         h = self._replicated(rms_norm(mid, self.post_norm[...], self.config.rms_norm_eps))
-        gate, up = jnp.split(h @ self.gate_up[...], 2, axis=-1)
-        return plus(gate, adapter("gate_proj", h)), plus(up, adapter("up_proj", h))
+        fused = h @ self.gate_up[...]
+        gate, up = adapter("gate_up", h, fused, (fused.shape[-1] // 2,) * 2)
+        return gate, up
 
     def mlp_output_stage(self, mid: jax.Array, gate: jax.Array, up: jax.Array, adapter) -> jax.Array:
         """mid [T, d], gate and up [T, ff] -> the layer's output, [T, d]."""
         h = jax.nn.silu(gate) * up
-        return mid + self._reduced(plus(h @ self.down[...], adapter("down_proj", h)))
+        (y,) = adapter("down", h, h @ self.down[...], mid.shape[1:])
+        return mid + self._reduced(y)
 
     @property
     def query_heads(self) -> int:
@@ -103,7 +101,7 @@ class Decoder(nnx.Module):
         self.layers = stack(rngs.split(config.num_layers))
         self.norm = nnx.Param(jnp.ones(config.hidden_size, dtype))
         if not config.tie_word_embeddings:
-            self.head = nnx.Param(jax.random.normal(rngs.params(), shape[::-1], dtype) * 0.02)
+            self.head = nnx.Param(jax.random.normal(rngs.params(), shape, dtype) * 0.02)
 
     def embedded(self, tokens: jax.Array) -> jax.Array:
         """tokens [T] int32 -> [T, d]."""
@@ -114,18 +112,14 @@ class Decoder(nnx.Module):
 
     @property
     def head_weight(self) -> jax.Array:
-        """[vocab, d] when tied, [d, vocab] otherwise (see `head_transposed`)."""
-        return self.embed[...] if self.head_transposed else self.head[...]
-
-    @property
-    def head_transposed(self) -> bool:
-        return self.config.tie_word_embeddings
+        """[vocab, d]; the embedding itself when tied. A range of the vocabulary lies in one piece."""
+        return self.embed[...] if self.config.tie_word_embeddings else self.head[...]
 
     def logits(self, x: jax.Array) -> jax.Array:
         """Last hidden state [N, d], before the final norm -> logits [N, vocab] float32."""
-        contraction = ((1,), (1,)) if self.head_transposed else ((1,), (0,))
+        contraction = (((1,), (1,)), ((), ()))
         return jax.lax.dot_general(
-            self.final_norm(x), self.head_weight, (contraction, ((), ())), preferred_element_type=jnp.float32
+            self.final_norm(x), self.head_weight, contraction, preferred_element_type=jnp.float32
         )
 
     def layer_stack(self) -> tuple[nnx.GraphDef, nnx.State]:

@@ -1,21 +1,34 @@
 """LoRA: the one addition beside a frozen product, for many resident adapters at once or for the one being trained.
 
-An adapter is asked for its contribution by module name, ``adapter(name, x)``, and answers with an array to add or
-with None when it has nothing to add there.
+An adapter is called with what a frozen product made, ``adapter(product, x, y, widths)``. A product may serve several
+modules that share their input: their outputs lie side by side in ``y``, and the adapter returns them apart, each with
+its own contribution.
 """
 
 import functools
+import itertools
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from flexjax.models.config import ModelConfig
 from flexjax.models.sharding import TP_AXIS
-from pallas_kernels import grouped_lora, grouped_lora_grad
+from pallas_kernels import grouped_lora_grad, lora_expand
 
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+PRODUCTS = MappingProxyType(
+    {
+        "qkv": ("q_proj", "k_proj", "v_proj"),
+        "o": ("o_proj",),
+        "gate_up": ("gate_proj", "up_proj"),
+        "down": ("down_proj",),
+    }
+)
+"""Modules of each frozen product, in the order of its columns."""
+
 ROW_PARALLEL = frozenset({"o_proj", "down_proj"})
 """Modules whose input is sharded under tensor parallelism; the others have their output sharded."""
 
@@ -28,8 +41,19 @@ def module_widths(config: ModelConfig) -> dict[str, tuple[int, int]]:
     return {**outputs, "gate_proj": (d, ff), "up_proj": (d, ff), "down_proj": (ff, d)}
 
 
-def no_adapter(name: str, x: jax.Array) -> None:
+def product_of(module: str) -> str:
+    """The product that computes a module."""
+    return next(product for product, modules in PRODUCTS.items() if module in modules)
+
+
+def no_adapter(product: str, x: jax.Array, y: jax.Array, widths: tuple[int, ...]) -> list[jax.Array]:
     """The adapter of a plain base-model pass."""
+    return modules_of(y, widths)
+
+
+def modules_of(y: jax.Array, widths: tuple[int, ...]) -> list[jax.Array]:
+    """y [T, sum of widths] -> the modules' outputs."""
+    return jnp.split(y, list(itertools.accumulate(widths[:-1])), axis=-1)
 
 
 @dataclass(frozen=True)
@@ -72,29 +96,47 @@ def mix(bits: jax.Array) -> jax.Array:
 
 @dataclass(frozen=True)
 class ResidentAdapters:
-    """One layer of every resident adapter; each slot of the token axis names the one it uses.
+    """Every resident adapter in one layer; each slot of the token axis names the one it uses.
 
     Attributes:
-        a: module -> [in, R]; b: module -> [R, out]; R is the flat rank axis all adapters share.
+        a: product -> [in, modules * R], this layer's, one module after another; R is the flat rank axis that all
+            adapters share.
+        b: product -> [layers, R, out], every layer's, the modules' columns side by side.
+        layer: scalar int32.
         indices: [T] int32, adapter index per slot (0 none).
         owner: [R / 8] int32, adapter index that owns each unit of the rank axis (0 nobody).
         scale: [adapters] float32.
+        plan: of `plan_lora_expand`, the same for every layer.
         dropout: applied to the input of slots that ask for it.
     """
 
-    a: MappingProxyType | dict
-    b: MappingProxyType | dict
+    a: dict[str, jax.Array]
+    b: dict[str, jax.Array]
+    layer: jax.Array
     indices: jax.Array
     owner: jax.Array
     scale: jax.Array
     implementation: str
+    plan: Any = None
     dropout: Dropout | None = None
 
-    def __call__(self, name: str, x: jax.Array) -> jax.Array:
-        x = x if self.dropout is None else self.dropout(name, x)
-        return grouped_lora(
-            x, self.a[name], self.b[name], self.indices, self.owner, self.scale, implementation=self.implementation
+    def __call__(self, product: str, x: jax.Array, y: jax.Array, widths: tuple[int, ...]) -> list[jax.Array]:
+        y = lora_expand(
+            *(y, self.low(product, x), self.b[product], self.layer, self.indices, self.owner, self.scale),
+            widths=widths,
+            plan=self.plan,
+            implementation=self.implementation,
         )
+        return modules_of(y, widths)
+
+    def low(self, product: str, x: jax.Array) -> jax.Array:
+        """x A of every module, side by side, [T, modules * R] float32; dropout differs from module to module."""
+        project = lambda x, a: jnp.dot(x, a, preferred_element_type=jnp.float32)
+        if self.dropout is None:
+            return project(x, self.a[product])
+        modules = PRODUCTS[product]
+        parts = zip(modules, jnp.split(self.a[product], len(modules), axis=-1), strict=True)
+        return jnp.concatenate([project(self.dropout(name, x), a) for name, a in parts], axis=-1)
 
 
 @dataclass(frozen=True)
@@ -112,21 +154,27 @@ class TrainedAdapter:
     implementation: str
     dropout: Dropout | None = None
 
-    def __call__(self, name: str, x: jax.Array) -> jax.Array | None:
+    def __call__(self, product: str, x: jax.Array, y: jax.Array, widths: tuple[int, ...]) -> list[jax.Array]:
+        parts = zip(PRODUCTS[product], modules_of(y, widths), strict=True)
+        return [self.added(name, x, part) for name, part in parts]
+
+    def added(self, name: str, x: jax.Array, y: jax.Array) -> jax.Array:
+        """One module's output with the adapter's part, rounded once."""
         if name not in self.a:
-            return None
+            return y
         x = x if self.dropout is None else self.dropout(name, x)
-        return single_lora(self.implementation, x, self.a[name], self.b[name], self.scale)
+        delta = single_lora(self.implementation, x, self.a[name], self.b[name], self.scale)
+        return (y.astype(jnp.float32) + delta).astype(y.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def single_lora(implementation: str, x: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
-    """x [T, in], a [in, r], b [r, out] float32, scale scalar -> (x A) scale B, [T, out] in x's dtype.
+    """x [T, in], a [in, r], b [r, out] float32, scale scalar -> (x A) scale B, [T, out] float32.
 
-    Rounds where `grouped_lora` rounds, so that a backward pass recomputes what the forward pass saw.
+    Rounds where `lora_expand` rounds, so that a backward pass recomputes what the forward pass saw.
     """
     h = jnp.dot(x, a.astype(x.dtype), preferred_element_type=jnp.float32) * scale
-    return jnp.dot(h.astype(x.dtype), b.astype(x.dtype), preferred_element_type=jnp.float32).astype(x.dtype)
+    return jnp.dot(h.astype(x.dtype), b.astype(x.dtype), preferred_element_type=jnp.float32)
 
 
 def _single_lora_forward(implementation, x, a, b, scale):
@@ -135,9 +183,8 @@ def _single_lora_forward(implementation, x, a, b, scale):
 
 def _single_lora_backward(implementation, residuals, d_y):
     x, a, b, scale = residuals
-    d_a, d_b, d_x = grouped_lora_grad(
-        x, d_y, a.astype(x.dtype), b.astype(x.dtype), scale, implementation=implementation
-    )
+    factors = a.astype(x.dtype), b.astype(x.dtype)
+    d_a, d_b, d_x = grouped_lora_grad(x, d_y.astype(x.dtype), *factors, scale, implementation=implementation)
     return d_x, d_a, d_b, jnp.zeros_like(scale)
 
 

@@ -21,6 +21,7 @@ class Need:
     dropout: bool = False
     logprobs: bool = False
     prompt_logprobs: bool = False
+    adapters: bool = False
 
     @property
     def anything(self) -> bool:
@@ -34,6 +35,7 @@ class Need:
             dropout=self.dropout,
             logprobs=self.logprobs,
             prompt_logprobs=self.prompt_logprobs,
+            adapters=self.adapters,
         )
 
 

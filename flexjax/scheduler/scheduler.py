@@ -255,6 +255,8 @@ class Scheduler:
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(sampling, name) is not None:
                 self._require_layout(f"request {request.id}", name, **{name: True})
+        if request.adapter_version:
+            self._require_layout(f"request {request.id}", "an adapter", adapters=True)
 
     def _require_layout(self, who: str, what: str, **flags: bool) -> None:
         if not any(layout.holds(rows=1, chunk=PAGE_TOKENS, **flags) for layout in self.layouts):
@@ -265,7 +267,8 @@ def require_layouts(layouts: Sequence[SlotLayout], max_rows: int) -> None:
     """Raises a ValueError unless every mixture of requests that some layout serves finds one for all rows."""
     logprobs = any(layout.logprobs for layout in layouts)
     prompt_logprobs = any(layout.prompt_logprobs for layout in layouts)
-    flags = {"logprobs": logprobs, "prompt_logprobs": prompt_logprobs}
+    adapters = not all(layout.base_only for layout in layouts)
+    flags = {"logprobs": logprobs, "prompt_logprobs": prompt_logprobs, "adapters": adapters}
     if not any(layout.holds(rows=max_rows, chunk=PAGE_TOKENS, **flags) for layout in layouts):
         rows = max((layout.rows for layout in layouts), default=0)
         raise ValueError(

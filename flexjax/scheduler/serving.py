@@ -110,7 +110,7 @@ class Serving:
 
     def _plan_decode(self, draft: Draft) -> None:
         rows = context = 0
-        logprobs = False
+        logprobs = adapters = False
         for sequence in tuple(self.seats.running):
             if not sequence.decoding or (sequence.needs_page and not self._grow(sequence)):
                 continue
@@ -120,8 +120,9 @@ class Serving:
             rows = max(rows, sequence.row + 1)
             context += position + 1
             logprobs = logprobs or request.sampling.logprobs is not None
+            adapters = adapters or request.adapter_version != 0
         draft.decode.sort(key=lambda slot: slot.row)
-        draft.need = replace(draft.need, rows=rows, context=context, logprobs=logprobs)
+        draft.need = replace(draft.need, rows=rows, context=context, logprobs=logprobs, adapters=adapters)
 
     def _grow(self, sequence: Sequence) -> bool:
         """One more page; False: the row sits this iteration out."""
@@ -247,4 +248,5 @@ def with_chunk(need: Need, request: Request, row: int, start: int, length: int, 
         context=need.context + context_of(start, length),
         logprobs=need.logprobs or (samples and sampling.logprobs is not None),
         prompt_logprobs=need.prompt_logprobs or (start < len(request.prompt) and sampling.prompt_logprobs is not None),
+        adapters=need.adapters or request.adapter_version != 0,
     )

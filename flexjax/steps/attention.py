@@ -1,6 +1,9 @@
 """Attention of a forward step: where the token axis comes apart into decode rows and tiles, and meets the pages."""
 
+import functools
+from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +11,7 @@ import jax.numpy as jnp
 from flexjax.layout import PAGE_TOKENS, SlotLayout
 from flexjax.models.decoder import DecoderLayer
 from flexjax.steps.kernels import Kernels
-from flexjax.steps.tape import tile_slots
-from pallas_kernels import page_write, paged_attention
+from pallas_kernels import page_write, paged_attention, plan_paged_attention, write_pages
 
 
 def token_positions(batch: SimpleNamespace, layout: SlotLayout) -> jax.Array:
@@ -21,40 +23,65 @@ def token_positions(batch: SimpleNamespace, layout: SlotLayout) -> jax.Array:
     return jnp.concatenate([rows, tiles.reshape(-1)])
 
 
-def key_value_slots(batch: SimpleNamespace, layout: SlotLayout) -> jax.Array:
-    """Row of the pool that takes each slot's keys and values, [slots] int32, -1 for idle slots.
+@dataclass(frozen=True)
+class Places:
+    """Where a step's keys and values go, and how its decode rows share out attention: the same for every layer.
 
-    Tiles write whole pages: what lies beyond a partial tile's length is finite and is overwritten before it is read.
+    Attributes:
+        rows: [rows] int32, slot of the pool that takes each decode row's keys and values, -1 for idle rows.
+        tiles: [tiles, 1] int32, page of each tile, -1 for idle ones; None without a chunk part. Tiles write whole
+            pages: what lies beyond a partial tile's length is finite and is overwritten before it is read.
+        row_plan, tile_plan: of `plan_paged_attention`.
     """
+
+    rows: jax.Array
+    tiles: jax.Array | None
+    row_plan: Any
+    tile_plan: Any
+
+
+def places_of(batch: SimpleNamespace, layout: SlotLayout, layer: DecoderLayer, kernels: Kernels) -> Places:
     position = jnp.maximum(batch.row_position, 0)
     page = jnp.take_along_axis(batch.row_pages, position[:, None] // PAGE_TOKENS, axis=1)[:, 0]
     rows = jnp.where(batch.row_position < 0, -1, page * PAGE_TOKENS + position % PAGE_TOKENS)
+    heads = dict(query_heads=layer.query_heads, kv_heads=layer.kv_heads, head_size=layer.config.head_dim)
+    plan = functools.partial(plan_paged_attention, **heads, implementation=kernels.paged_attention)
+    row_plan = plan(*decode_queries(batch), queries=1)
     if not layout.chunk:
-        return rows
-    page = jnp.take_along_axis(batch.tile_pages, batch.tile_position[:, None] // PAGE_TOKENS, axis=1)[:, 0]
-    tiles = tile_slots(jnp.where(batch.tile_length > 0, page, -1))
-    return jnp.concatenate([rows, tiles.reshape(-1)])
+        return Places(rows, None, row_plan, None)
+    page = jnp.take_along_axis(batch.tile_pages, batch.tile_position[:, None] // PAGE_TOKENS, axis=1)
+    tile_plan = plan(batch.tile_position, batch.tile_length, queries=PAGE_TOKENS)
+    return Places(rows, jnp.where(batch.tile_length[:, None] > 0, page, -1), row_plan, tile_plan)
 
 
-def write_keys_values(pool, layer, slots, k, v, kernels: Kernels):
+def decode_queries(batch: SimpleNamespace) -> tuple[jax.Array, jax.Array]:
+    """Position of every row's query, and 1 where there is one."""
+    return jnp.maximum(batch.row_position, 0), (batch.row_position >= 0).astype(jnp.int32)
+
+
+def write_keys_values(pool, layer, places: Places, k, v, kernels: Kernels):
     """k and v [slots, Hkv, D] into the pool [layers, pages, 64, 2 Hkv D]."""
     rows = jnp.concatenate([k, v], axis=1).reshape(len(k), -1)
-    return page_write(pool, layer, rows, slots, implementation=kernels.page_write)
+    if places.tiles is not None:
+        first = len(places.rows)
+        pool = write_pages(pool, layer, rows, places.tiles, first_row=first, implementation=kernels.page_write)
+    return page_write(pool, layer, rows, places.rows, implementation=kernels.page_write)
 
 
-def attend(layer: DecoderLayer, q, pool, index, batch: SimpleNamespace, layout: SlotLayout, kernels: Kernels):
+def attend(layer: DecoderLayer, q, pool, index, batch, places: Places, layout: SlotLayout, kernels: Kernels):
     """q [slots, Hq, D] against the pages of each row or tile -> (attention [slots, Hq, D], log-sum-exp [slots, Hq])."""
     heads, width = q.shape[1:]
     options = dict(kv_heads=layer.kv_heads, scale=width**-0.5, implementation=kernels.paged_attention)
-    active = (batch.row_position >= 0).astype(jnp.int32)
     rows, rows_lse = paged_attention(
-        q[: layout.rows, None], pool, index, batch.row_pages, jnp.maximum(batch.row_position, 0), active, **options
+        q[: layout.rows, None], pool, index, batch.row_pages, *decode_queries(batch), plan=places.row_plan, **options
     )
     if not layout.chunk:
         return rows[:, 0], rows_lse[:, 0]
     queries = q[layout.rows :].reshape(layout.tiles, PAGE_TOKENS, heads, width)
     tiles, tiles_lse = paged_attention(
-        queries, pool, index, batch.tile_pages, batch.tile_position, batch.tile_length, **options
+        *(queries, pool, index, batch.tile_pages, batch.tile_position, batch.tile_length),
+        plan=places.tile_plan,
+        **options,
     )
     out = jnp.concatenate([rows[:, 0], tiles.reshape(layout.chunk, heads, width)])
     return out, jnp.concatenate([rows_lse[:, 0], tiles_lse.reshape(layout.chunk, heads)])

@@ -156,7 +156,7 @@ def trained_adapter(params, dims: Dimensions, kernels: Kernels, batch, dropout: 
     if dropout:
         rate = jnp.repeat(batch.dropout_rate, PAGE_TOKENS)
         mask = Dropout(tile_seeds(batch.dropout_seed), rate, batch.layer, dims.tp)
-    return TrainedAdapter(params["a"], params["b"], batch.scale, kernels.grouped_lora, mask)
+    return TrainedAdapter(params["a"], params["b"], batch.scale, kernels.grouped_lora_grad, mask)
 
 
 def fresh_unless(first_of_layer: jax.Array, gradients: Gradients) -> tuple[jax.Array, jax.Array]:

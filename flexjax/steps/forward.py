@@ -1,6 +1,6 @@
 """The forward step: one pass of every slot through the decoder, requests and finetuning windows alike.
 
-    (weights, adapters, pool, rows, packed batch) -> (pool, rows, output)
+    (weights, adapters, pool, rows, packed batch) -> (pool, rows, logits of the rows that sample)
 
 A plain function; `flexjax.engine.programs` compiles it. Layout and dimensions are static.
 """
@@ -14,29 +14,29 @@ from flax import nnx
 
 from flexjax.layout import PAGE_TOKENS, SlotLayout
 from flexjax.models.decoder import Decoder, DecoderLayer
-from flexjax.models.lora import Dropout, ResidentAdapters
+from flexjax.models.lora import Dropout, ResidentAdapters, no_adapter
 from flexjax.request import MAX_LOGPROBS
 from flexjax.state import AdapterStack, Dimensions, RowState
 from flexjax.step_batch import forward_fields, unpack
 from flexjax.steps import tape
-from flexjax.steps.attention import attend, key_value_slots, token_positions, write_keys_values
+from flexjax.steps.attention import attend, places_of, token_positions, write_keys_values
 from flexjax.steps.kernels import Kernels
-from flexjax.steps.sampling import SamplingBatch, prompt_logprobs, sample, top_logprobs
+from flexjax.steps.sampling import prompt_logprobs
+from pallas_kernels import plan_lora_expand, write_pages
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ForwardOutput:
-    """What the host reads of a forward step; never donated.
+    """What a forward step leaves for the sampling step and for the host.
 
     Attributes:
-        tokens: [rows] int32, the sampled token of each sampled row.
-        logprobs: (token's own [rows], ids [rows, 20], values [rows, 20]), raw, only in layouts with ``logprobs``.
-        prompt_logprobs: the same per chunk slot, for the token after it, only with ``prompt_logprobs``.
+        logits: [rows, vocabulary] float32 of the slots that rows sample from.
+        prompt_logprobs: per chunk slot, for the token after it: (its own [chunk], ids [chunk, 20], values [chunk, 20]),
+            only with ``prompt_logprobs``.
     """
 
-    tokens: jax.Array
-    logprobs: tuple | None = None
+    logits: jax.Array
     prompt_logprobs: tuple | None = None
 
 
@@ -59,48 +59,51 @@ def forward(
     with jax.named_scope("layers"):
         x, pool = run_layers(model, dims, layout, kernels, adapters, pool, model.embedded(tokens), batch)
     if layout.tape:
-        final = tape.local_part(x[layout.rows :], "x", dims.tp)
-        pool = write_final(pool, final, batch.final_page, kernels)
-    with jax.named_scope("sample"):
-        rows, output = sample_rows(model, layout, x, rows, batch)
-    return pool, rows, output
+        final = tape.local_part(x, "x", dims.tp)
+        pool = write_final(pool, final, batch.final_page, layout.rows, kernels)
+    with jax.named_scope("head"):
+        logits = model.logits(x[jnp.maximum(batch.sample_slot, 0)])
+        prompts = chunk_logprobs(model, x[layout.rows :], batch) if layout.prompt_logprobs else None
+    rows = RowState(last_token=rows.last_token, history=record_chunk(rows.history, layout, batch))
+    return pool, rows, ForwardOutput(logits, prompts)
 
 
 def run_layers(model: Decoder, dims, layout, kernels, adapters, pool, x, batch):
     """The scan over stacked layers; the pool rides in the carry, so that it is updated in place."""
     definition, stacked = model.layer_stack()
-    positions, slots = token_positions(batch, layout), key_value_slots(batch, layout)
+    positions, places = token_positions(batch, layout), places_of(batch, layout, model.layers, kernels)
     adapter_index = per_slot(batch.row_adapter, batch.tile_adapter if layout.chunk else None)
+    owners = adapter_index, batch.owner, batch.scale
+    plan = None if layout.base_only else plan_lora_expand(*owners, implementation=kernels.lora_expand)
 
     def one_layer(carry, scanned):
         x, pool = carry
-        state, a, b, index = scanned
+        state, a, index = scanned
         layer = nnx.merge(definition, state)
         dropout = slot_dropout(layout, batch, index, dims.tp)
-        adapter = ResidentAdapters(a, b, adapter_index, batch.owner, batch.scale, kernels.grouped_lora, dropout)
-        return layer_forward(layer, dims, layout, kernels, adapter, pool, x, index, positions, slots, batch), None
+        resident = ResidentAdapters(a, adapters.b, index, *owners, kernels.lora_expand, plan, dropout)
+        adapter = no_adapter if layout.base_only else resident
+        return layer_forward(layer, dims, layout, kernels, adapter, pool, x, index, positions, places, batch), None
 
     indices = jnp.arange(dims.model.num_layers, dtype=jnp.int32)
-    (x, pool), _ = jax.lax.scan(one_layer, (x, pool), (stacked, adapters.a, adapters.b, indices))
+    (x, pool), _ = jax.lax.scan(one_layer, (x, pool), (stacked, adapters.a, indices))
     return x, pool
 
 
-def layer_forward(layer: DecoderLayer, dims, layout, kernels, adapter, pool, x, index, positions, slots, batch):
+def layer_forward(layer: DecoderLayer, dims, layout, kernels, adapter, pool, x, index, positions, places, batch):
     """One layer: stages, with page writes, attention and tape writes standing between them."""
     q, k, v = layer.qkv_stage(x, positions, adapter)
-    pool = write_keys_values(pool, index, slots, k, v, kernels)
-    attention, lse = attend(layer, q, pool, index, batch, layout, kernels)
+    pool = write_keys_values(pool, index, places, k, v, kernels)
+    attention, lse = attend(layer, q, pool, index, batch, places, layout, kernels)
     if layout.tape:  # a write that could come before or after attention's reads would make XLA copy the pool
         pool, attention, lse = jax.lax.optimization_barrier((pool, attention, lse))
     mid = layer.output_stage(x, attention, adapter)
     gate, up = layer.mlp_input_stage(mid, adapter)
     if layout.tape:
-        chunk = slice(layout.rows, None)
-        kept = dict(x=x[chunk], mid=mid[chunk], gate=gate[chunk], up=up[chunk], q=q[chunk].reshape(layout.chunk, -1))
-        kept["attention"] = tape.pack_attention(attention[chunk], lse[chunk])
-        pool = tape.write_named(
-            pool, index, dims.tape_layout, batch.tape_pages, kept, tp=dims.tp, implementation=kernels.page_write
-        )
+        kept = dict(x=x, mid=mid, gate=gate, up=up, q=q.reshape(layout.slots, -1))
+        kept["attention"] = tape.pack_attention(attention, lse)
+        options = dict(first_row=layout.rows, tp=dims.tp, implementation=kernels.page_write)
+        pool = tape.write_named(pool, index, dims.tape_layout, batch.tape_pages, kept, **options)
     return layer.mlp_output_stage(mid, gate, up, adapter), pool
 
 
@@ -123,7 +126,7 @@ def tile_seeds(seeds: jax.Array) -> jax.Array:
     return (seeds[:, None] + jnp.arange(PAGE_TOKENS, dtype=jnp.uint32)).reshape(-1)
 
 
-def write_final(pool, x, pages, kernels: Kernels):
+def write_final(pool, x, pages, first_row: int, kernels: Kernels):
     """The last layer's output of finetuning windows: one page per 64 tokens, its columns in layers 0, 1, ..."""
     columns = final_columns(x, pool.shape[-1])
     if len(columns) > len(pool):
@@ -132,7 +135,9 @@ def write_final(pool, x, pages, kernels: Kernels):
             f"layer, but the model has {len(pool)} layers: it can be served but not finetuned"
         )
     for layer, rows in enumerate(columns):
-        pool = tape.write(pool, layer, pages[:, None], rows, implementation=kernels.page_write)
+        pool = write_pages(
+            pool, layer, rows, pages[:, None], first_row=first_row, implementation=kernels.page_write
+        )
     return pool
 
 
@@ -145,34 +150,6 @@ def read_final(pool, pages, width: int) -> jax.Array:
     layers = -(-width // pool.shape[-1])
     parts = [tape.read(pool, layer, pages[:, None], pool.shape[-1]) for layer in range(layers)]
     return jnp.concatenate(parts, axis=-1)[:, :width]
-
-
-def sample_rows(model: Decoder, layout: SlotLayout, x, rows: RowState, batch) -> tuple[RowState, ForwardOutput]:
-    """Record the chunk's tokens, sample the rows that ask for it, and make each sample its row's next input."""
-    history = record_chunk(rows.history, layout, batch)
-    sampled = batch.sample_slot >= 0
-    logits = model.logits(x[jnp.maximum(batch.sample_slot, 0)])
-    options = SamplingBatch(
-        **{name: getattr(batch, name) for name in SAMPLING_FIELDS}, position=batch.sample_position, active=sampled
-    )
-    tokens = sample(logits, options, history[: layout.rows])
-    # .at[: layout.rows].set, where that is all of them, crashes XLA inside shard_map (jaxlib 0.11.2)
-    newest = jnp.where(sampled, tokens, rows.last_token[: layout.rows])
-    last = jax.lax.dynamic_update_slice_in_dim(rows.last_token, newest, 0, axis=0)
-    seat = jnp.where(sampled, jnp.arange(layout.rows, dtype=jnp.int32), history.shape[0])
-    history = history.at[seat, batch.sample_position].set(tokens, mode="drop")
-    output = ForwardOutput(
-        tokens=tokens,
-        logprobs=top_logprobs(logits, tokens, MAX_LOGPROBS) if layout.logprobs else None,
-        prompt_logprobs=chunk_logprobs(model, x[layout.rows :], batch) if layout.prompt_logprobs else None,
-    )
-    return RowState(last_token=last, history=history), output
-
-
-SAMPLING_FIELDS = (
-    *("temperature", "top_p", "min_p", "top_k", "repetition", "presence"),
-    *("frequency", "seed", "prompt_length", "banned"),
-)
 
 
 def chunk_logprobs(model: Decoder, x, batch) -> tuple:

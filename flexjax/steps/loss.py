@@ -38,7 +38,7 @@ def loss_window(
         model.head_weight,
         batch.targets,
         chunk=min(kernels.head_chunk, dims.model.vocab_size),
-        transposed=model.head_transposed,
+        transposed=True,
         implementation=kernels.linear_cross_entropy,
     )
     (d_x,) = pull_back((d_normed * batch.normaliser).astype(x.dtype))

@@ -2,13 +2,16 @@
 
 Order: held-back ids, repetition, frequency and presence penalty, temperature, min-p, top-k, top-p, draw. Every row is
 computed from its own values alone, so what a row draws depends neither on its neighbours nor on its place in the batch.
-What no row asks for is skipped on the device: a batch of greedy rows costs one argmax.
+What no row asks for is left out of the program (`SamplingLevel`): a batch of greedy rows costs one argmax. A condition
+on the device would make the host wait for it.
 """
 
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+
+from flexjax.request import SamplingLevel
 
 GREEDY_BELOW = 1e-5
 """Temperatures below this one take the likeliest token."""
@@ -48,12 +51,6 @@ class SamplingBatch:
     active: jax.Array
 
     @property
-    def penalised(self) -> jax.Array:
-        """[R] bool: rows whose logits differ from the model's."""
-        penalties = (self.repetition != 1) | (self.presence != 0) | (self.frequency != 0)
-        return self.active & (penalties | (self.banned >= 0).any(axis=-1))
-
-    @property
     def random(self) -> jax.Array:
         return self.active & (self.temperature >= GREEDY_BELOW)
 
@@ -66,25 +63,24 @@ class SamplingBatch:
         return self.random & (self.top_p < 1)
 
 
-def sample(logits: jax.Array, batch: SamplingBatch, history: jax.Array) -> jax.Array:
+def sample(logits: jax.Array, batch: SamplingBatch, history: jax.Array, level: SamplingLevel) -> jax.Array:
     """The next token of every row.
 
     Args:
         logits: [R, V], the model's, of any float dtype.
         history: [R, N] int32, each row's tokens by position: prompt, then output; read before ``batch.position``.
+        level: static; at least what any active row needs. Which one it is beyond that makes no difference.
 
     Returns:
         [R] int32.
     """
     logits = logits.astype(jnp.float32)
-    logits = jax.lax.cond(batch.penalised.any(), penalised_logits, keep_logits, logits, batch, history)
+    if level >= SamplingLevel.PENALISED:
+        logits = penalised_logits(logits, batch, history)
     likeliest = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    drawn = jax.lax.cond(batch.random.any(), draw, lambda *_: likeliest, logits, batch)
-    return jnp.where(batch.random, drawn, likeliest)
-
-
-def keep_logits(logits: jax.Array, *_) -> jax.Array:
-    return logits
+    if level < SamplingLevel.RANDOM:
+        return likeliest
+    return jnp.where(batch.random, draw(logits, batch, filtered=level >= SamplingLevel.FILTERED), likeliest)
 
 
 def penalised_logits(logits: jax.Array, batch: SamplingBatch, history: jax.Array) -> jax.Array:
@@ -108,13 +104,13 @@ def penalised_logits(logits: jax.Array, batch: SamplingBatch, history: jax.Array
     return logits.at[row, output].set(held - batch.presence[:, None], mode="drop")
 
 
-def draw(logits: jax.Array, batch: SamplingBatch) -> jax.Array:
+def draw(logits: jax.Array, batch: SamplingBatch, *, filtered: bool) -> jax.Array:
     """A random token of every row: the largest of filtered logits plus Gumbel noise. [R, V] float32 -> [R] int32."""
     logits = logits / jnp.where(batch.random, batch.temperature, 1)[:, None]
     least = logits.max(axis=-1) + jnp.log(batch.min_p)  # probability >= min_p * largest, as logarithms
     logits = jnp.where(logits < least[:, None], -jnp.inf, logits)
-    logits = jax.lax.cond(batch.limited_by_rank.any(), limit_rank, keep_logits, logits, batch)
-    logits = jax.lax.cond(batch.limited_by_mass.any(), limit_mass, keep_logits, logits, batch)
+    if filtered:
+        logits = limit_mass(limit_rank(logits, batch), batch)
     noise = jax.vmap(lambda seed, position: gumbel_noise(seed, position, logits.shape[-1]))(batch.seed, batch.position)
     return jnp.argmax(logits + noise, axis=-1).astype(jnp.int32)
 

@@ -1,43 +1,23 @@
 """The tape: saved activations of a finetuning microbatch, kept as rows of the page pool, written by 64-token tiles."""
 
+import functools
+import math
+
 import jax
 import jax.numpy as jnp
 
-from flexjax.layout import PAGE_TOKENS
 from flexjax.models.sharding import gathered_columns, own_columns
 from flexjax.state import TapeLayout
-from pallas_kernels import page_write
+from pallas_kernels import write_pages
 
-
-def tile_slots(pages: jax.Array) -> jax.Array:
-    """Row numbers of whole pages: pages [...] int32 (negative: none) -> [..., 64], page * 64 + offset or -1."""
-    slots = pages[..., None] * PAGE_TOKENS + jnp.arange(PAGE_TOKENS, dtype=jnp.int32)
-    return jnp.where(pages[..., None] < 0, -1, slots)
-
-
-def as_rows(value: jax.Array, row: int) -> jax.Array:
-    """value [T, n] -> [T / 64, columns, 64, row]: each tile's values cut into page rows, zero-padded.
-
-        token 0  | v0 v1 v2 v3 v4 |      column 0: v0 v1 v2     (row = 3)
-                                         column 1: v3 v4 0
-    """
-    tokens, width = value.shape
-    columns = -(-width // row)
-    padded = jnp.pad(value, ((0, 0), (0, columns * row - width)))
-    return padded.reshape(tokens // PAGE_TOKENS, PAGE_TOKENS, columns, row).swapaxes(1, 2)
+COPIED = 8
+"""Values are written in multiples of this many columns: a GPU's copy engine moves 16 bytes at least."""
 
 
 def from_rows(rows: jax.Array, width: int) -> jax.Array:
-    """Inverse of `as_rows`: [tiles, columns, 64, row] -> [tiles * 64, width]."""
+    """Pages of tiles, [tiles, columns, 64, row] -> [tiles * 64, width]."""
     tiles, columns, tokens, row = rows.shape
     return rows.swapaxes(1, 2).reshape(tiles * tokens, columns * row)[:, :width]
-
-
-def write(pool, layer, pages, value, *, implementation: str):
-    """value [T, n] into the columns named by pages [T / 64, columns] (negative: skipped) of one layer of the pool."""
-    rows = as_rows(value, pool.shape[-1])
-    slots = tile_slots(pages).reshape(-1)
-    return page_write(pool, layer, rows.reshape(-1, pool.shape[-1]), slots, implementation=implementation)
 
 
 def read(pool, layer, pages, width: int) -> jax.Array:
@@ -46,23 +26,42 @@ def read(pool, layer, pages, width: int) -> jax.Array:
     return from_rows(jnp.where(pages[..., None, None] < 0, 0, rows), width)
 
 
-def write_named(pool, layer, tape: TapeLayout, pages, values: dict[str, jax.Array], *, tp: int, implementation: str):
-    """Write those of the values, each [tiles * 64, width], that the tape keeps, in one go; pages [tiles, columns]."""
-    row, kept = pool.shape[-1], [name for name in tape.names if name in values]
-    if not kept:
-        return pool
-    rows = jnp.concatenate([as_rows(local_part(values[name], name, tp), row) for name in kept], axis=1)
-    spans = [pages[:, tape.first_column(name) :][:, : tape.span(name)] for name in kept]
-    slots = tile_slots(jnp.concatenate(spans, axis=1))
-    return page_write(pool, layer, rows.reshape(-1, row), slots.reshape(-1), implementation=implementation)
+def write_named(
+    pool, layer, tape: TapeLayout, pages, values: dict[str, jax.Array], *, first_row: int, tp: int, implementation: str
+):
+    """Write those of the values, each [first_row + tiles * 64, width], that the tape keeps; pages [tiles, columns].
+
+    Gate and up, which one product makes side by side, are written as they lie where both fill whole pages.
+    """
+    write = functools.partial(write_pages, first_row=first_row, implementation=implementation)
+    values = {(name,): value for name, value in values.items()}
+    if values[("gate",)].shape[1] % pool.shape[-1] == 0:
+        pair = values.pop(("gate",)), values.pop(("up",))
+        values["gate", "up"] = jnp.concatenate(pair, axis=-1)
+    for names, value in values.items():
+        if any(name in tape.names for name in names):
+            value = local_part(value, names[0], tp)
+            columns = -(-value.shape[1] // (pool.shape[-1] * len(names)))
+            spans = [columns_of(tape, pages, name, columns) for name in names]
+            padding = -value.shape[1] % math.gcd(COPIED, pool.shape[-1])
+            value = jnp.pad(value, ((0, 0), (0, padding)))
+            pool = write(pool, layer, value, jnp.concatenate(spans, axis=1))
+    return pool
+
+
+def columns_of(tape: TapeLayout, pages: jax.Array, name: str, columns: int) -> jax.Array:
+    """Pages of one name, [tiles, its columns]; -1, where nothing is written, if the tape does not keep it."""
+    if name not in tape.names:
+        return jnp.full((len(pages), columns), -1, jnp.int32)
+    first = tape.first_column(name)
+    return pages[:, first : first + columns]
 
 
 def read_named(pool, layer, tape: TapeLayout, pages, *, tp: int) -> dict[str, jax.Array]:
     """Every value that the tape keeps, flat: name -> [tiles * 64, width]."""
     values = {}
     for name, width in zip(tape.names, tape.widths, strict=True):
-        first = tape.first_column(name)
-        local = read(pool, layer, pages[:, first : first + tape.span(name)], width)
+        local = read(pool, layer, columns_of(tape, pages, name, tape.span(name)), width)
         values[name] = whole(local, name, tp)
     return values
 

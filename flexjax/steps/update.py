@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flexjax.state import AdapterStack, Gradients, Master, summed_over_shards
+from flexjax.models.lora import PRODUCTS, ROW_PARALLEL, module_widths
+from flexjax.state import AdapterStack, Dimensions, Gradients, Master, summed_over_shards
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "lion", "adafactor", "rmsprop")
 
@@ -43,6 +44,7 @@ class OptimizerSpec:
 
 def update(
     spec: OptimizerSpec,
+    dims: Dimensions,
     master: Master,
     gradients: Gradients,
     stack: AdapterStack,
@@ -74,7 +76,7 @@ def update(
     empty = {"a": jax.tree.map(jnp.zeros_like, gradients.a), "b": jax.tree.map(jnp.zeros_like, gradients.b)}
     gradients = Gradients(**empty, hidden=gradients.hidden, d_k=gradients.d_k, d_v=gradients.d_v)
     master = Master(**factors, optimizer=optimizer)
-    return master, gradients, publish(stack, factors, first_column), jnp.where(finite, norm, jnp.nan)
+    return master, gradients, publish(dims, stack, factors, first_column), jnp.where(finite, norm, jnp.nan)
 
 
 def stepped(spec: OptimizerSpec, master: Master, grads: dict, norm, learning_rate, ratios) -> tuple[dict, object]:
@@ -96,20 +98,41 @@ def scaled(factors: dict[str, jax.Array], ratios: dict[str, jax.Array]) -> dict[
     return {name: factor * ratios[name] for name, factor in factors.items()}
 
 
-def publish(stack: AdapterStack, params: dict[str, dict], first_column: jax.Array) -> AdapterStack:
+def publish(dims: Dimensions, stack: AdapterStack, params: dict[str, dict], first_column: jax.Array) -> AdapterStack:
     """Write an adapter {"a": module -> [layers, in, r], "b": module -> [layers, r, out]} into its range of the flat
     rank axis; modules it does not have become zero there."""
-    rank = next(iter(params["a"].values())).shape[-1]
+    a = {product: place_a(whole, params["a"], PRODUCTS[product], first_column) for product, whole in stack.a.items()}
+    place = lambda product, whole: place_b(dims, whole, params["b"], PRODUCTS[product], first_column)
+    b = {product: place(product, whole) for product, whole in stack.b.items()}
+    return AdapterStack(a, b)
 
-    def place(whole: jax.Array, factor: jax.Array | None, axis: int) -> jax.Array:
-        if factor is None:
-            factor = jnp.zeros((*whole.shape[:axis], rank, *whole.shape[axis + 1 :]))
-        return jax.lax.dynamic_update_slice_in_dim(whole, factor.astype(whole.dtype), first_column, axis)
 
-    return AdapterStack(
-        a={name: place(whole, params["a"].get(name), 2) for name, whole in stack.a.items()},
-        b={name: place(whole, params["b"].get(name), 1) for name, whole in stack.b.items()},
-    )
+def place_a(whole: jax.Array, factors: dict, modules: tuple[str, ...], first_column: jax.Array) -> jax.Array:
+    """Into [layers, in, modules * R]."""
+    layers, width, columns = whole.shape
+    view = whole.reshape(layers, width, len(modules), columns // len(modules))
+    empty = jnp.zeros((layers, width, rank_of(factors)))
+    for number, name in enumerate(modules):
+        factor = factors.get(name, empty)[:, :, None].astype(whole.dtype)
+        view = jax.lax.dynamic_update_slice(view, factor, (0, 0, number, first_column))
+    return view.reshape(whole.shape)
+
+
+def place_b(dims: Dimensions, whole: jax.Array, factors: dict, modules: tuple[str, ...], first_column) -> jax.Array:
+    """Into [layers, R, out], whose columns are grouped by shard where shards divide them."""
+    layers, rank, _ = whole.shape
+    shards = 1 if modules[0] in ROW_PARALLEL else dims.tp
+    view, column, widths = whole.reshape(layers, rank, shards, -1), 0, module_widths(dims.model)
+    for name in modules:
+        shape = (layers, rank_of(factors, axis=1), shards, widths[name][1] // shards)
+        factor = factors[name].reshape(shape) if name in factors else jnp.zeros(shape)
+        view = jax.lax.dynamic_update_slice(view, factor.astype(whole.dtype), (0, first_column, 0, column))
+        column += shape[-1]
+    return view.reshape(whole.shape)
+
+
+def rank_of(factors: dict[str, jax.Array], axis: int = 2) -> int:
+    return next(iter(factors.values())).shape[axis]
 
 
 def new_master(spec: OptimizerSpec, factors: dict[str, dict]) -> Master:

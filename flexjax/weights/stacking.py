@@ -69,7 +69,7 @@ def tree_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     shapes |= {"layers.o": (layers, config.q_width, d), "layers.down": (layers, ff, d)}
     shapes["layers.gate_up"] = (layers, d, 2 * ff)
     if not config.tie_word_embeddings:
-        shapes["head"] = (d, config.vocab_size)
+        shapes["head"] = (config.vocab_size, d)
     return shapes
 
 
@@ -112,7 +112,7 @@ class StackedWeights:
     def _target(self, part: Part) -> np.ndarray:
         """The view of the tree that holds a part (for a fused kernel, together with others), kernels as [in, out]."""
         if part.layer is None:
-            return self.tree[part.name].T if part.name == "embed" else self.tree[part.name]
+            return self.tree[part.name].T if part.name in ("embed", "head") else self.tree[part.name]
         module, _, bias = part.name.partition(".")
         return self.tree[f"layers.{FUSED.get(module, module)}{'_bias' if bias else ''}"][part.layer]
 

@@ -35,6 +35,35 @@ class Case:
         }
 
 
+@dataclass(frozen=True)
+class PagesCase:
+    """Tiles of 64 rows of ``columns`` values from row ``first_row`` into pages of rows of ``width``; one page of the
+    first tile is dropped for being negative, one of the last for lying past the end."""
+
+    name: str
+    width: int
+    columns: int
+    tiles: int
+    pages: int
+    first_row: int = 0
+    layers: int = 2
+    dtype: str = "bfloat16"
+
+    def make(self, seed: int) -> dict:
+        """Keyword arguments of ``write_pages``; pages are distinct and in random order."""
+        random = np.random.default_rng(seed)
+        across = -(-self.columns // self.width)
+        pages = random.permutation(self.pages)[: self.tiles * across].reshape(self.tiles, across)
+        pages[0, 0], pages[-1, -1] = -1, self.pages
+        return {
+            "pool": normal(random, (self.layers, self.pages, PAGE, self.width), self.dtype),
+            "layer": np.int32(self.layers - 1),
+            "values": normal(random, (self.first_row + self.tiles * PAGE, self.columns), self.dtype),
+            "pages": pages.astype(np.int32),
+            "first_row": self.first_row,
+        }
+
+
 def write(model: ModelShape, rows: int, pages: int, **options) -> Case:
     """K/V rows of ``rows`` tokens, a sixteenth of them dropped."""
     return Case(f"write {model.name} {rows} rows", model.row_width, rows, rows // 16, pages, **options)
@@ -55,3 +84,27 @@ SMALL = (
     Case("every slot written", 8, 128, 0, 2, layers=3, dtype="float32"),
 )
 """Edges of the specification, cheap on a CPU."""
+
+
+def window(model: ModelShape, tokens: int, columns: int, first_row: int, what: str) -> PagesCase:
+    """Values of ``columns`` columns of a window of ``tokens`` tokens, after ``first_row`` decode rows."""
+    name = f"{what} of {model.name}, {tokens} tokens"
+    return PagesCase(name, model.row_width, columns, tokens // PAGE, 1024, first_row)
+
+
+LARGE_PAGES = (
+    window(LLAMA_3_1_8B, 2048, LLAMA_3_1_8B.row_width, 256, "keys and values"),
+    window(LLAMA_3_1_8B, 2048, LLAMA_3_1_8B.hidden, 0, "hidden"),
+    window(LLAMA_3_1_8B, 2048, LLAMA_3_1_8B.feed_forward, 0, "gate"),
+    window(QWEN_2_5_7B, 512, QWEN_2_5_7B.feed_forward, 64, "gate"),
+    window(SMOLLM2_135M, 256, SMOLLM2_135M.hidden, 64, "hidden"),
+)
+"""Page writes worth timing."""
+
+SMALL_PAGES = (
+    PagesCase("one page a tile", 128, 128, 3, 5, first_row=8),
+    PagesCase("two and a half pages a tile", 128, 320, 2, 9, layers=3),
+    PagesCase("less than a page a tile", 64, 16, 2, 3, first_row=3),
+    PagesCase("four bytes a value", 32, 40, 2, 6, dtype="float32"),
+)
+"""Edges of page writes, cheap on a CPU."""

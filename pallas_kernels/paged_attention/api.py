@@ -1,15 +1,75 @@
-"""``paged_attention`` as callers use it: arguments checked, implementation named."""
+"""``paged_attention`` as callers use it: arguments checked, implementation named, and the plan of a step."""
 
+import functools
 from types import MappingProxyType
 
 from pallas_kernels.implementations import choose
-from pallas_kernels.paged_attention import reference
+from pallas_kernels.mosaic import INTERPRETER
+from pallas_kernels.paged_attention import kernel, reference
 
-IMPLEMENTATIONS = MappingProxyType({"reference": reference.paged_attention})
+
+def _reference(*arrays, plan, **options):
+    """The reference needs no plan."""
+    return reference.paged_attention(*arrays, **options)
+
+
+IMPLEMENTATIONS = MappingProxyType(
+    {
+        "reference": _reference,
+        "mosaic_gpu": kernel.paged_attention,
+        "mosaic_gpu_interpreted": functools.partial(kernel.paged_attention, interpret=INTERPRETER),
+    }
+)
+
+PLANS = MappingProxyType(
+    {
+        "reference": lambda *_, **__: None,
+        "mosaic_gpu": kernel.plan,
+        "mosaic_gpu_interpreted": functools.partial(kernel.plan, interpret=INTERPRETER),
+    }
+)
+"""Of every implementation, what computes its plan."""
+
+
+def plan_paged_attention(
+    positions,
+    lengths,
+    *,
+    queries: int,
+    query_heads: int,
+    kv_heads: int,
+    head_size: int,
+    implementation: str = "reference",
+):
+    """What ``paged_attention`` can know before it sees a layer; computed once a step, used by all layers.
+
+    Args:
+        positions, lengths: as for ``paged_attention``.
+        queries, query_heads, head_size: last three axes of q.
+
+    Returns:
+        A pytree of arrays to pass as ``plan``; None where there is nothing to plan.
+
+    Raises:
+        ValueError: sizes that the implementation does not take, or an unknown implementation.
+    """
+    run = choose("plan_paged_attention", PLANS, implementation)
+    sizes = {"queries": queries, "query_heads": query_heads, "kv_heads": kv_heads, "head_size": head_size}
+    return run(positions, lengths, **sizes)
 
 
 def paged_attention(
-    q, pool, layer, tables, positions, lengths, *, kv_heads: int, scale: float, implementation: str = "reference"
+    q,
+    pool,
+    layer,
+    tables,
+    positions,
+    lengths,
+    *,
+    kv_heads: int,
+    scale: float,
+    implementation: str = "reference",
+    plan=None,
 ):
     """Causal attention of tiles of queries to the contexts that their page tables name.
 
@@ -26,6 +86,9 @@ def paged_attention(
             ``pages_per_sequence * page``.
         lengths: [tiles] int32, queries of the tile that are there; 0 for an inactive tile.
         scale: factor on the scores, commonly head_size ** -0.5.
+        implementation: "mosaic_gpu" takes bfloat16 or float16, head sizes 64 and 128, pages of 64 rows, and one or 64
+            queries a tile; decode rows come in groups of at most 8 query heads, chunks need a scale above 0.
+        plan: of ``plan_paged_attention`` for the same positions, lengths and implementation; None computes it here.
 
     Returns:
         out: like q; softmax in float32.
@@ -34,11 +97,12 @@ def paged_attention(
         the pool outside the contexts do not matter, whatever they hold (NaN too).
 
     Raises:
-        ValueError: shapes that do not fit together, or an unknown implementation.
+        ValueError: shapes that do not fit together or that the implementation does not take, or an unknown
+            implementation.
     """
     _check(q, pool, tables, positions, lengths, kv_heads)
     run = choose("paged_attention", IMPLEMENTATIONS, implementation)
-    return run(q, pool, layer, tables, positions, lengths, kv_heads=kv_heads, scale=scale)
+    return run(q, pool, layer, tables, positions, lengths, kv_heads=kv_heads, scale=scale, plan=plan)
 
 
 def _check(q, pool, tables, positions, lengths, kv_heads):

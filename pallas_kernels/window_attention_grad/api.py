@@ -1,11 +1,19 @@
 """``window_attention_grad`` as callers use it: arguments checked, implementation named."""
 
+import functools
 from types import MappingProxyType
 
 from pallas_kernels.implementations import choose
-from pallas_kernels.window_attention_grad import reference
+from pallas_kernels.mosaic import INTERPRETER
+from pallas_kernels.window_attention_grad import kernel, reference
 
-IMPLEMENTATIONS = MappingProxyType({"reference": reference.window_attention_grad})
+IMPLEMENTATIONS = MappingProxyType(
+    {
+        "reference": reference.window_attention_grad,
+        "mosaic_gpu": kernel.window_attention_grad,
+        "mosaic_gpu_interpreted": functools.partial(kernel.window_attention_grad, interpret=INTERPRETER),
+    }
+)
 
 
 def window_attention_grad(
@@ -49,12 +57,16 @@ def window_attention_grad(
         first_block: int32 scalar, may be traced: first block of the window.
         d_k, d_v: [blocks * page, kv_heads, head_size] float32, sums so far.
         scale: factor on the scores, as in the forward pass.
+        implementation: "mosaic_gpu" takes bfloat16 or float16, head sizes 64 and 128, and pages of 64 rows.
 
     Returns:
-        d_q: like q; d_k, d_v: the sums with this window's part added. All products in float32.
+        d_q: like q; d_k, d_v: the sums with this window's part added. All products are summed in float32; "mosaic_gpu"
+        rounds weights and gradients of scores to the dtype of q before the second products, and adds d_q in no fixed
+        order: its last float32 bits, before it is rounded to the dtype of q, can differ from run to run.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit together, or an unknown implementation.
+        ValueError: shapes or dtypes that do not fit together or that the implementation does not take, or an unknown
+            implementation.
     """
     _check_queries(q, out, lse, d_out, kv_heads)
     _check_blocks(q, pool, tables, block_starts, d_k, d_v, kv_heads)

@@ -1,16 +1,18 @@
 """Packed batches against arrays written out by hand."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from flexjax.engine.adapters import BASE, AdapterTable
-from flexjax.engine.batch import Serving, Training, backward_batch, forward_batch, loss_batch
+from flexjax.engine.batch import Serving, Training, backward_batch, forward_batch, loss_batch, sampling_batch
 from flexjax.finetuning.packing import pack_group
 from flexjax.layout import SlotLayout
-from flexjax.request import Request, SamplingParams
+from flexjax.request import Request, SamplingLevel, SamplingParams
 from flexjax.scheduler.output import DecodeSlot, Iteration, MicrobatchPages, PromptSegment, WindowSegment
 from flexjax.state import Dimensions
-from flexjax.step_batch import backward_fields, forward_fields, loss_fields, unpack
+from flexjax.step_batch import backward_fields, forward_fields, loss_fields, sampling_fields, unpack
 from tests.ladder import LLAMA, example
 
 LAYOUT = SlotLayout(3, 320, tape=True, dropout=True, prompt_logprobs=True)
@@ -61,8 +63,10 @@ def batch(dims, table, training):
         prompts=(PromptSegment(8, row=2, slot=64, start=64, length=37, pages=(60, 61), samples=True),),
         windows=(WindowSegment("job", 1, sequence=0, slot=128, start=64, length=66, block=1),),
     )
-    packed = forward_batch(dims, iteration, requests, {1: training}, table)
-    return unpack(packed, forward_fields(dims, LAYOUT))
+    forward = unpack(forward_batch(dims, iteration, requests, {1: training}, table), forward_fields(dims, LAYOUT))
+    sampling = sampling_batch(iteration, requests)
+    assert sampling.level is SamplingLevel.PENALISED  # request 7 holds stop ids back
+    return SimpleNamespace(**vars(forward), **vars(unpack(sampling.packed, sampling_fields(LAYOUT.rows))))
 
 
 def test_adapters(batch):
@@ -106,7 +110,8 @@ def test_dropout_of_requests_is_none_and_seeds_follow_the_block(batch, training)
 def test_sampling(batch):
     """Row 0 samples position 72, its third output token; row 2 position 101, its first."""
     assert batch.sample_slot.tolist() == [0, -1, 3 + 64 + 36]
-    assert batch.sample_position.tolist() == [72, 0, 101]
+    assert batch.sampled.tolist() == [1, 0, 1]
+    assert batch.position.tolist() == [72, 0, 101]
     assert batch.prompt_length.tolist() == [70, 0, 101]
     expected = dict(temperature=0.5, top_p=0.9, top_k=7, min_p=0.1, presence=0.2, frequency=0.3, repetition=1.5)
     assert batch.seed.tolist() == [84, 0, 85]
@@ -118,15 +123,15 @@ def test_sampling(batch):
 
 
 @pytest.mark.parametrize("output, banned", [((), True), ((1,), True), ((1, 2), False)])
-def test_stop_ids_are_held_back_until_enough_tokens(dims, table, output, banned):
+def test_stop_ids_are_held_back_until_enough_tokens(output, banned):
     """min_tokens is 2: the first and the second output token must not be a stop id, the third may."""
     position = 70 + len(output) - 1
     layout = SlotLayout(1)
     slots = dict(decode=(DecodeSlot(0, 7, position, (50, 51)),), prompts=(), windows=())
     rest = dict(index=0, layout=layout, units=(), predicted=0.0, limit=None, context_tokens=0)
     request = {7: serving(7, range(70), output=output)}
-    packed = forward_batch(dims, Iteration(**slots, **rest), request, {}, table)
-    held_back = unpack(packed, forward_fields(dims, layout)).banned[0]
+    packed = sampling_batch(Iteration(**slots, **rest), request).packed
+    held_back = unpack(packed, sampling_fields(1)).banned[0]
     assert [int(token) for token in held_back if token >= 0] == ([2, 5] if banned else [])
 
 

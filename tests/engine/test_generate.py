@@ -43,6 +43,14 @@ def test_more_requests_than_rows_are_all_answered(engine, expected):
     assert [output.token_ids for output in outputs] == expected * 3
 
 
+def test_prompts_given_together_begin_together(engine):
+    """In the very first step, which has room for two tiles."""
+    before = len(engine.loop.records)
+    prompts = [list(range(start, start + 20)) for start in (0, 30)]
+    engine.generate(prompts, greedy(1))
+    assert list(engine.loop.records)[before].prompt_slots == 40
+
+
 def test_a_prefix_is_computed_once(engine, expected):
     before = engine.scheduler.statistics.prefix_hits
     engine.generate([PROMPTS[1]], greedy(12))

@@ -7,12 +7,26 @@ import jax
 import numpy as np
 import pytest
 
+from flexjax.engine.runner import StepOutput
 from flexjax.finetuning.packing import pack_group
 from flexjax.layout import SlotLayout
+from flexjax.models.lora import MODULES
 from flexjax.request import MAX_LOGPROBS
-from flexjax.steps.forward import ForwardOutput
 from flexjax.steps.update import OptimizerSpec
-from tests.ladder import DROPOUT, FULL, LEAN, LLAMA, MICROBATCH, QWEN, ROWS, Model, Rig, assert_close, example
+from tests.ladder import (
+    DROPOUT,
+    FULL,
+    LEAN,
+    LLAMA,
+    MICROBATCH,
+    QWEN,
+    ROWS,
+    Model,
+    Rig,
+    assert_close,
+    example,
+    factors_in,
+)
 
 TAPES = {1: LEAN, 2: FULL, 4: LEAN}
 """Recomputed by one and four shards, read from the tape by two."""
@@ -30,16 +44,16 @@ class Results:
     Attributes:
         prompts, decode: outputs of a step with two prompts beside finetuning windows, and of a decode step.
         gradients: of the loss, by factor and module.
-        master, stack: after one optimizer step.
+        master, served: after one optimizer step; served by factor and module.
     """
 
-    prompts: ForwardOutput
-    decode: ForwardOutput
+    prompts: StepOutput
+    decode: StepOutput
     loss: float
     gradients: dict
     norm: float
     master: dict
-    stack: dict
+    served: dict
 
 
 @functools.cache
@@ -60,8 +74,10 @@ def climb(tp: int) -> Results:
     rig.backward(0)
     gradients = rig.factor_gradients()
     norm = rig.update(0.01)
-    whole = lambda state: jax.tree.map(np.asarray, {"a": state.a, "b": state.b})
-    return Results(prompts, decode, loss, gradients, norm, whole(rig.master), whole(rig.stack))
+    master = jax.tree.map(np.asarray, {"a": rig.master.a, "b": rig.master.b})
+    served = {name: factors_in(rig.stack, name, LLAMA, tp) for name in MODULES}
+    by_factor = {factor: {name: each[index] for name, each in served.items()} for index, factor in enumerate("ab")}
+    return Results(prompts, decode, loss, gradients, norm, master, by_factor)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +118,7 @@ def test_update(one, several):
             got, expected = several.master[factor][name], one.master[factor][name]
             np.testing.assert_allclose(got[clear], expected[clear], atol=1e-5)
             columns = np.s_[:, :, :8] if factor == "a" else np.s_[:, :8]
-            np.testing.assert_array_equal(several.stack[factor][name][columns], got)
+            np.testing.assert_array_equal(several.served[factor][name][columns], got)
 
 
 def test_biases_are_cut_with_their_heads():

@@ -67,28 +67,40 @@ def test_slots_without_dropout_are_untouched():
 def test_gradients_of_the_trained_adapter():
     random = np.random.default_rng(0)
     x, a, b, d_y = (jnp.float32(random.standard_normal(shape)) for shape in ((20, 6), (6, 8), (8, 10), (20, 10)))
-    trained = lambda x, a, b: TrainedAdapter({"q_proj": a}, {"q_proj": b}, jnp.float32(0.7), "reference")("q_proj", x)
-    got_y, got = jax.vjp(trained, x, a, b)
-    expected_y, expected = jax.vjp(lambda x, a, b: 0.7 * (x @ a) @ b, x, a, b)
+    y = jnp.float32(random.standard_normal((20, 10)))
+    adapter = lambda a, b: TrainedAdapter({"o_proj": a}, {"o_proj": b}, jnp.float32(0.7), "reference")
+    got_y, got = jax.vjp(lambda x, a, b, y: adapter(a, b)("o", x, y, (10,))[0], x, a, b, y)
+    expected_y, expected = jax.vjp(lambda x, a, b, y: y + 0.7 * (x @ a) @ b, x, a, b, y)
     np.testing.assert_allclose(got_y, expected_y, atol=1e-5)
     for g, e in zip(got(d_y), expected(d_y), strict=True):
         np.testing.assert_allclose(g, e, atol=1e-4)
 
 
 def test_the_trained_adapter_rounds_as_the_served_one():
-    """To the bit in bfloat16: a backward unit recomputes what the forward step saw."""
+    """To the bit in bfloat16: a backward unit recomputes what the forward step saw. Of gate and up, only up is adapted;
+    the served stack holds a second layer and another adapter."""
     random = np.random.default_rng(0)
-    x, a, b = (random.standard_normal(shape).astype(np.float32) for shape in ((20, 64), (64, 8), (8, 48)))
-    x = jnp.bfloat16(x)
-    trained = TrainedAdapter({"q_proj": a}, {"q_proj": b}, jnp.float32(0.7), "reference")("q_proj", x)
-    stack = {"q_proj": jnp.bfloat16(a)}, {"q_proj": jnp.bfloat16(b)}
-    indices, owner, scale = jnp.ones(20, jnp.int32), jnp.ones(1, jnp.int32), jnp.float32([0, 0.7])
-    served = ResidentAdapters(*stack, indices, owner, scale, "reference")("q_proj", x)
-    assert trained.dtype == served.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(trained.astype(jnp.float32), served.astype(jnp.float32))
+    shapes = (20, 64), (64, 8), (8, 48), (20, 96)
+    x, a, b, y = (random.standard_normal(shape).astype(np.float32) for shape in shapes)
+    x, y, widths = jnp.bfloat16(x), jnp.bfloat16(y), (48, 48)
+    trained = TrainedAdapter({"up_proj": a}, {"up_proj": b}, jnp.float32(0.7), "reference")("gate_up", x, y, widths)
+    other = random.standard_normal((64, 8))
+    served_a = np.concatenate([other, np.zeros((64, 8)), other, a], axis=1)  # two modules of two units each
+    served_b = random.standard_normal((2, 16, 96))
+    served_b[1, 8:] = np.concatenate([np.zeros((8, 48)), b], axis=1)
+    served = ResidentAdapters(
+        *({"gate_up": jnp.bfloat16(served_a)}, {"gate_up": jnp.bfloat16(served_b)}, jnp.int32(1)),
+        *(jnp.ones(20, jnp.int32), jnp.int32([2, 1]), jnp.float32([0, 0.7, 3.0]), "reference"),
+    )("gate_up", x, y, widths)
+    for one, two in zip(trained, served, strict=True):
+        assert one.dtype == two.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(one.astype(jnp.float32), two.astype(jnp.float32))
 
 
 def test_absent_modules_add_nothing():
-    x = jnp.ones((3, 6))
-    assert TrainedAdapter({"q_proj": x}, {"q_proj": x}, jnp.float32(1), "reference")("v_proj", x) is None
-    assert no_adapter("q_proj", x) is None
+    x, y = jnp.ones((3, 6)), jnp.arange(24.0).reshape(3, 8)
+    a, b = jnp.ones((6, 8)), jnp.ones((8, 2))
+    trained = TrainedAdapter({"k_proj": a}, {"k_proj": b}, jnp.float32(1), "reference")
+    np.testing.assert_array_equal(trained("o", x, y, (8,))[0], y)
+    np.testing.assert_array_equal(no_adapter("o", x, y, (8,))[0], y)
+    np.testing.assert_array_equal(jnp.concatenate(trained("qkv", x, y, (4, 2, 2)), -1), y.at[:, 4:6].add(48))

@@ -8,17 +8,20 @@ import pytest
 import pallas_kernels
 from pallas_kernels.grouped_lora import cases as grouped_lora_cases
 from pallas_kernels.linear_cross_entropy import cases as linear_cross_entropy_cases
+from pallas_kernels.lora_expand import cases as lora_expand_cases
 from pallas_kernels.model_shapes import SMOLLM2_135M
 from pallas_kernels.page_write import cases as page_write_cases
 from pallas_kernels.paged_attention import cases as paged_attention_cases
+from pallas_kernels.row_product import cases as row_product_cases
 from pallas_kernels.window_attention_grad import cases as window_attention_grad_cases
 
 LARGE = {
-    "grouped_lora": grouped_lora_cases.LARGE,
-    "grouped_lora_grad": grouped_lora_cases.LARGE_GRAD,
+    "grouped_lora_grad": grouped_lora_cases.LARGE,
     "linear_cross_entropy": linear_cross_entropy_cases.LARGE,
+    "lora_expand": lora_expand_cases.LARGE,
     "page_write": page_write_cases.LARGE,
     "paged_attention": paged_attention_cases.LARGE,
+    "row_product": row_product_cases.LARGE,
     "window_attention_grad": window_attention_grad_cases.LARGE,
 }
 
@@ -29,7 +32,7 @@ def test_cases_of_the_small_model_are_accepted(name):
     assert of_small_model
     for case in of_small_model:
         arguments = case.make(seed=0)
-        static = {key: value for key, value in arguments.items() if isinstance(value, int | float)}
+        static = {key: value for key, value in arguments.items() if isinstance(value, int | float | tuple)}
         arrays = {key: value for key, value in arguments.items() if key not in static}
         jax.eval_shape(functools.partial(getattr(pallas_kernels, name), **static), **arrays)
 

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import pytest
 
 from flexjax.layout import SlotLayout
-from flexjax.steps.attention import key_value_slots, token_positions
+from flexjax.steps.attention import places_of, token_positions
+from flexjax.steps.kernels import Kernels
 
 
 @pytest.fixture
@@ -27,8 +28,12 @@ def test_positions(batch):
     assert positions == [70, 0, *range(64, 128), *range(64), *range(64)]
 
 
-def test_key_value_slots(batch):
+def test_places_of_keys_and_values(batch):
     """A tile writes its whole page, the part beyond its length too; idle slots write nowhere."""
-    assert key_value_slots(batch, SlotLayout(2)).tolist() == [9 * 64 + 6, -1]
-    slots = key_value_slots(batch, SlotLayout(2, 192)).tolist()
-    assert slots == [9 * 64 + 6, -1, *range(3 * 64, 4 * 64), *[-1] * 64, *range(6 * 64, 7 * 64)]
+    layer = SimpleNamespace(query_heads=2, kv_heads=1, config=SimpleNamespace(head_dim=8))
+    decode = places_of(batch, SlotLayout(2), layer, Kernels())
+    assert decode.rows.tolist() == [9 * 64 + 6, -1] and decode.tiles is None
+    mixed = places_of(batch, SlotLayout(2, 192), layer, Kernels())
+    assert mixed.rows.tolist() == [9 * 64 + 6, -1]
+    assert mixed.tiles.tolist() == [[3], [-1], [6]]
+    assert mixed.row_plan is None and mixed.tile_plan is None, "the references need no plan"

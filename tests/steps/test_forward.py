@@ -4,8 +4,10 @@ import jax
 import numpy as np
 import pytest
 
+from flexjax.engine.batch import SamplingBatch
 from flexjax.finetuning.packing import pack_group
-from flexjax.step_batch import forward_fields, host_batch
+from flexjax.request import SamplingLevel
+from flexjax.step_batch import forward_fields, host_batch, sampling_fields
 from flexjax.steps.forward import read_final, write_final
 from flexjax.steps.kernels import Kernels
 from tests.ladder import (
@@ -156,7 +158,7 @@ def test_an_idle_step_changes_nothing(llama, layout):
     rig.step(PROMPT, prompts=[(0, 0, 70)])
     before = jax.tree.map(np.array, (rig.pool, rig.rows))
     idle, _ = host_batch(forward_fields(rig.dims, layout))
-    rig.run(layout, idle)
+    rig.run(layout, idle, SamplingBatch(host_batch(sampling_fields(layout.rows))[0], SamplingLevel.GREEDY))
     jax.tree.map(np.testing.assert_array_equal, (rig.pool, rig.rows), before)
 
 
@@ -179,4 +181,4 @@ def test_a_model_whose_pages_cannot_hold_its_final_state_is_refused():
     """Two columns and one layer: the second column would have nowhere to go."""
     pool, x = np.zeros((1, 4, 64, 32), np.float32), np.zeros((64, 48), np.float32)
     with pytest.raises(ValueError, match="48 values takes 2 rows of 32, one a layer, but the model has 1 layers"):
-        write_final(pool, x, np.array([0]), Kernels())
+        write_final(pool, x, np.array([0]), 0, Kernels())

@@ -1,6 +1,7 @@
 """Sampling against an independent float64 implementation that counts, sorts and normalises the plain way."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
+from flexjax.request import SamplingLevel, SamplingParams
 from flexjax.steps.sampling import SamplingBatch, gumbel_noise, prompt_logprobs, sample, top_logprobs
 
 VOCABULARY = 61
@@ -26,7 +28,7 @@ IDLE = {
     "banned": np.full(8, -1, np.int32),
     "active": np.bool_(True),
 }
-sample_compiled = jax.jit(sample)
+sample_compiled = jax.jit(functools.partial(sample, level=SamplingLevel.PENALISED))
 
 
 def batch_of(rows: list[dict]) -> SamplingBatch:
@@ -178,7 +180,7 @@ def test_inactive_rows_ask_for_nothing():
     logits[1] = np.nan
     left_over = {"active": False, "temperature": 1.0, "top_k": 3, "repetition": 2.0, "position": 9}
     batch = batch_of([{"temperature": 0.0}, left_over])
-    assert not batch.random.any() and not batch.penalised.any()
+    assert not batch.random.any()
     assert sample_compiled(logits, batch, history)[0] == logits[0].argmax()
 
 
@@ -213,26 +215,55 @@ def test_positive_and_negative_zero_are_equals():
     assert set(sample_compiled(logits, batch, np.zeros((draws, 1), np.int32)).tolist()) == {0, 1}
 
 
-def primitives(jaxpr, inside_conditions: bool) -> set[str]:
-    """Names of all primitives, with or without those that stand in the branches of a condition."""
-    names = set()
-    for equation in jaxpr.eqns:
-        names.add(equation.primitive.name)
-        if equation.primitive.name != "cond" or inside_conditions:
-            for inner in jaxprs_in_params(equation.params):
-                names |= primitives(inner, inside_conditions)
-    return names
+def primitives(jaxpr) -> set[str]:
+    """Names of all primitives."""
+    inner = [each for equation in jaxpr.eqns for each in jaxprs_in_params(equation.params)]
+    return {equation.primitive.name for equation in jaxpr.eqns}.union(*(primitives(each) for each in inner))
 
 
-def test_what_no_row_asks_for_stands_in_a_branch_that_is_skipped():
+def test_a_level_holds_no_more_than_it_needs_and_no_condition():
+    """A condition on the device would make the host wait for its outcome."""
     logits, rows, history = random_case(0, 4)
-    jaxpr = jax.make_jaxpr(sample)(logits, batch_of(rows), history).jaxpr
-    costly = {"while", "scan", "sort", "scatter", "scatter-add", "random_bits", "cumsum", "random_seed"}
-    assert primitives(jaxpr, inside_conditions=False) & costly == set()
-    assert primitives(jaxpr, inside_conditions=True) >= {"scatter", "random_bits", "cumsum"}
-    skipped = [equation.params["branches"][0].jaxpr for equation in jaxpr.eqns if equation.primitive.name == "cond"]
-    assert len(skipped) == 2
-    assert all(not branch.eqns for branch in skipped)
+    batch = batch_of(rows)
+    held = [
+        primitives(jax.make_jaxpr(functools.partial(sample, level=level))(logits, batch, history).jaxpr)
+        for level in SamplingLevel
+    ]
+    costly = {"random_bits", "scan", "cumsum", "scatter", "scatter-add", "sort", "while", "cond"}
+    noise, filters, penalties = {"random_bits"}, {"scan", "cumsum"}, {"scatter", "scatter-add"}
+    assert [names & costly for names in held] == [set(), noise, noise | filters, noise | filters | penalties]
+
+
+@pytest.mark.parametrize(
+    ("options", "level"),
+    [
+        ({"temperature": 0.0}, SamplingLevel.GREEDY),
+        ({"temperature": 0.0, "top_p": 0.5}, SamplingLevel.GREEDY),
+        ({}, SamplingLevel.RANDOM),
+        ({"min_p": 0.1}, SamplingLevel.RANDOM),
+        ({"top_k": 4}, SamplingLevel.FILTERED),
+        ({"top_p": 0.9}, SamplingLevel.FILTERED),
+        ({"temperature": 0.0, "frequency_penalty": 0.1}, SamplingLevel.PENALISED),
+        ({"temperature": 0.0, "min_tokens": 3}, SamplingLevel.PENALISED),
+    ],
+)
+def test_level_of_a_request(options, level):
+    assert SamplingParams(**options).level is level
+
+
+def test_a_higher_level_draws_the_same():
+    """A row's token does not depend on what its neighbours made the batch compute."""
+    logits, rows, history = random_case(3, 40)
+    needs = [(row["temperature"] >= 1e-5, row["top_k"] > 0 or row["top_p"] < 1) for row in rows]
+    plain = [row | {"repetition": 1.0, "presence": 0.0, "frequency": 0.0, "banned": np.full(8, -1)} for row in rows]
+    least = [int(random) + int(random and filtered) for random, filtered in needs]
+    assert set(least) == {0, 1, 2}
+    highest = np.asarray(sample_compiled(logits, batch_of(plain), history))
+    for level in set(least):
+        chosen = [index for index, each in enumerate(least) if each == level]
+        batch = batch_of([plain[index] for index in chosen])
+        tokens = sample(logits[np.array(chosen)], batch, history[np.array(chosen)], SamplingLevel(level))
+        np.testing.assert_array_equal(tokens, highest[np.array(chosen)])
 
 
 def test_logprobs_are_the_models_own():

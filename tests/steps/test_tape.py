@@ -21,31 +21,20 @@ def test_names_take_whole_pages_one_after_another():
     assert LAYOUT.columns == 7
 
 
-def test_rows_are_cut_as_drawn():
-    """The drawing in `as_rows`: five values of a token in rows of three."""
-    value = np.arange(64 * 5).reshape(64, 5)
-    rows = np.asarray(tape.as_rows(jnp.asarray(value), 3))
-    assert rows.shape == (1, 2, 64, 3)
-    assert rows[0, :, 0].tolist() == [[0, 1, 2], [3, 4, 0]]
-    assert rows[0, :, 63].tolist() == [[315, 316, 317], [318, 319, 0]]
-    np.testing.assert_array_equal(tape.from_rows(jnp.asarray(rows), 5), value)
-
-
-def test_slots_of_pages():
-    slots = np.asarray(tape.tile_slots(jnp.array([3, -1])))
-    assert slots[0].tolist() == list(range(192, 256)) and set(slots[1].tolist()) == {-1}
-
-
-def test_what_is_written_is_read_and_nothing_else_changes():
-    """Two tiles of which the second is idle; "q" is not kept."""
+@pytest.mark.parametrize("feed_forward", [7, 8], ids=["part of a page", "whole pages"])
+def test_what_is_written_is_read_and_nothing_else_changes(feed_forward):
+    """Two tiles of which the second is idle, after three rows that are no tile; "q" and "gate" are not kept."""
+    layout = TapeLayout(LAYOUT.names, (6, 9, feed_forward), LAYOUT.row)
     pool = jnp.asarray(np.random.default_rng(1).standard_normal((2, 20, 64, 4)), jnp.float32)
     pages = np.array([[3, 19, 7, 0, 11, 5, 2], [-1] * 7])
-    given = {name: jnp.asarray(values(width)) for name, width in dict(q=4, up=8, attention=9, x=6).items()}
-    written = tape.write_named(pool, 1, LAYOUT, jnp.asarray(pages), given, tp=1, implementation="reference")
-    got = tape.read_named(written, 1, LAYOUT, jnp.asarray(pages[:1]), tp=1)
-    assert got.keys() == set(LAYOUT.names)
+    widths = dict(q=4, gate=feed_forward, up=feed_forward, attention=9, x=6)
+    given = {name: jnp.asarray(values(width, tokens=131)) for name, width in widths.items()}
+    options = dict(first_row=3, tp=1, implementation="reference")
+    written = tape.write_named(pool, 1, layout, jnp.asarray(pages), given, **options)
+    got = tape.read_named(written, 1, layout, jnp.asarray(pages[:1]), tp=1)
+    assert got.keys() == set(layout.names)
     for name, value in got.items():
-        np.testing.assert_array_equal(value, given[name][:64])
+        np.testing.assert_array_equal(value, given[name][3:67])
     untouched = np.setdiff1d(np.arange(20), pages[0])
     np.testing.assert_array_equal(written[0], pool[0])
     np.testing.assert_array_equal(written[1, untouched], pool[1, untouched])

@@ -6,9 +6,10 @@ import numpy as np
 import optax
 import pytest
 
+from flexjax.models.lora import MODULES as ALL_MODULES
 from flexjax.state import summed_over_shards
 from flexjax.steps.update import OPTIMIZERS, OptimizerSpec
-from tests.ladder import LLAMA, RANK_CAPACITY, Model, Rig, assert_trees_close, padded
+from tests.ladder import LLAMA, RANK_CAPACITY, Model, Rig, assert_trees_close, factors_in, padded
 
 MODULES = ("q_proj", "o_proj", "down_proj")
 SPEC = OptimizerSpec("adamw", weight_decay=0.1, max_grad_norm=0.5)
@@ -85,10 +86,11 @@ def test_publishing_writes_its_own_range_only(rig):
     set_gradients(rig, rig.model.factors(4, seed=5, modules=MODULES))
     rig.update(1e-2)
     others = np.delete(np.arange(RANK_CAPACITY), np.arange(8, 16))
-    for name in before.a:
-        np.testing.assert_array_equal(np.asarray(rig.stack.a[name])[:, :, others], before.a[name][:, :, others])
-        np.testing.assert_array_equal(np.asarray(rig.stack.b[name])[:, others], before.b[name][:, others])
-        served = np.asarray(rig.stack.a[name])[:, :, 8:16], np.asarray(rig.stack.b[name])[:, 8:16]
+    for name in ALL_MODULES:
+        (a, b), (a_before, b_before) = (factors_in(stack, name, LLAMA) for stack in (rig.stack, before))
+        np.testing.assert_array_equal(a[:, :, others], a_before[:, :, others])
+        np.testing.assert_array_equal(b[:, others], b_before[:, others])
+        served = a[:, :, 8:16], b[:, 8:16]
         if name in MODULES:
             np.testing.assert_array_equal(served[0], rig.master.a[name])
             np.testing.assert_array_equal(served[1], rig.master.b[name])

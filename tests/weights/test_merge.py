@@ -57,7 +57,7 @@ def logits(config: ModelConfig, tree: dict[str, np.ndarray], tokens: np.ndarray)
         gate, up = np.split(rms_norm(x, of["post_norm"], eps) @ of["gate_up"], 2, axis=1)
         x = x + (gate / (1 + np.exp(-gate)) * up) @ of["down"]
     x = rms_norm(x, tree["norm"], eps)
-    return x @ (tree["embed"].T if config.tie_word_embeddings else tree["head"])
+    return x @ (tree["embed"] if config.tie_word_embeddings else tree["head"]).T
 
 
 CASES = [

@@ -51,7 +51,7 @@ def test_every_shard_gets_its_own_heads(tp):
         np.testing.assert_array_equal(gate_up, np.concatenate([rows("gate_proj"), rows("up_proj")]).T)
     np.testing.assert_array_equal(tree["layers.down"][1], by_name(parts, "down_proj", 1).T)
     np.testing.assert_array_equal(tree["embed"], by_name(parts, "embed", None))
-    np.testing.assert_array_equal(tree["head"], by_name(parts, "head", None).T)
+    np.testing.assert_array_equal(tree["head"], by_name(parts, "head", None))
 
 
 @pytest.mark.parametrize("tp", [1, 2])

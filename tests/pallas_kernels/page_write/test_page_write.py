@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import page_write
-from pallas_kernels.page_write.cases import SMALL
+from pallas_kernels.page_write.api import page_write, write_pages
+from pallas_kernels.page_write.cases import SMALL, SMALL_PAGES
 
 PAGE = 64
 LAYERS, WIDTH, ROWS = 3, 16, 10
@@ -22,6 +22,18 @@ def test_equals_assignment(case):
         if slot >= 0:
             expected[arguments["layer"], slot // PAGE, slot % PAGE] = row
     np.testing.assert_array_equal(jax.jit(page_write)(**arguments), expected)
+
+
+@pytest.mark.parametrize("case", SMALL_PAGES, ids=lambda case: case.name)
+def test_pages_equal_assignment_row_by_row(case):
+    arguments = case.make(seed=1)
+    expected = np.array(arguments["pool"])
+    for (tile, column), page in np.ndenumerate(arguments["pages"]):
+        for row in range(PAGE if 0 <= page < case.pages else 0):
+            part = arguments["values"][case.first_row + tile * PAGE + row, column * case.width :][: case.width]
+            expected[arguments["layer"], page, row, : len(part)] = part
+    write = functools.partial(write_pages, first_row=arguments.pop("first_row"))
+    np.testing.assert_array_equal(jax.jit(write)(**arguments), expected)
 
 
 def test_slots_past_the_pool_are_dropped():
@@ -81,7 +93,7 @@ def test_scan_writes_every_layer():
     [
         (np.zeros((3, 15), np.float32), np.zeros(3, np.int32), r"\(3, 15\) do not fit pages of rows of 16 values"),
         (np.zeros((3, 16), np.float16), np.zeros(3, np.int32), "rows are float16, the pool is float32"),
-        (np.zeros((3, 16), np.float32), np.zeros(2, np.int32), r"slots of shape \(2,\) for 3 rows"),
+        (np.zeros((3, 16), np.float32), np.zeros(4, np.int32), r"slots of shape \(4,\) for 3 rows"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(rows, slots, message):
@@ -89,6 +101,20 @@ def test_arguments_that_do_not_fit_are_refused(rows, slots, message):
         page_write(jnp.zeros((1, 2, PAGE, 16)), 0, rows, slots)
 
 
+@pytest.mark.parametrize(
+    ("values", "pages", "first_row", "message"),
+    [
+        (np.zeros((64, 40), np.float32), np.zeros((1, 2), np.int32), 0, r"shape \(1, 2\) for 40 columns; .* need 3"),
+        (np.zeros((64, 16), np.float32), np.zeros((1, 1), np.int32), 1, "1 tiles from row 1 reach to row 65 of 64"),
+        (np.zeros((64, 16), np.float16), np.zeros((1, 1), np.int32), 0, "rows are float16, the pool is float32"),
+        (np.zeros((1, 64, 16), np.float32), np.zeros((1, 1), np.int32), 0, r"shape \(1, 64, 16\) are no matrix"),
+    ],
+)
+def test_pages_that_do_not_fit_are_refused(values, pages, first_row, message):
+    with pytest.raises(ValueError, match=message):
+        write_pages(jnp.zeros((1, 2, PAGE, 16)), 0, values, pages, first_row=first_row)
+
+
 def test_an_unknown_implementation_is_refused():
-    with pytest.raises(ValueError, match="page_write: no implementation 'fast'; it has reference"):
+    with pytest.raises(ValueError, match="page_write: no implementation 'fast'; it has mosaic_gpu, .*, reference"):
         functools.partial(page_write, implementation="fast")(**SMALL[1].make(seed=0))

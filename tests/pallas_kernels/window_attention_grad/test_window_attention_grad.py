@@ -9,33 +9,13 @@ import pytest
 
 from pallas_kernels import window_attention_grad
 from pallas_kernels.window_attention_grad.cases import SMALL, Case
+from tests.pallas_kernels.window_attention_grad.oracle import oracle
 
 PAGE = 64
 LENGTHS = (130, 64, 1, 65)
 BLOCK_STARTS = np.array([0, 0, 0, 3, 4, 5, 5, 7, 8], np.int32)
 """The sequences of LENGTHS take 3, 1, 1 and 2 blocks; two blocks of padding follow."""
 BLOCKS = len(BLOCK_STARTS)
-
-
-def oracle(q, out, lse, d_out, pool, layer, tables, block_starts, first_block, d_k, d_v, *, kv_heads, scale):
-    """The chain rule of one softmax per query and head, in float64."""
-    q, out, lse, d_out, pool = (np.asarray(x).astype(np.float64) for x in (q, out, lse, d_out, pool))
-    d_q, d_k, d_v = np.zeros(q.shape), np.array(d_k, np.float64), np.array(d_v, np.float64)
-    rows = pool[layer, tables].reshape(len(tables) * PAGE, 2, kv_heads, -1)
-    for query in range(len(q)):
-        slot = first_block * PAGE + query
-        keys = slice(block_starts[slot // PAGE] * PAGE, slot + 1)
-        for head in range(q.shape[1]):
-            if not d_out[query, head].any():
-                continue
-            kv_head = head * kv_heads // q.shape[1]
-            k, v = rows[keys, 0, kv_head], rows[keys, 1, kv_head]
-            weights = np.exp(k @ q[query, head] * scale - lse[query, head])
-            d_scores = weights * (v @ d_out[query, head] - out[query, head] @ d_out[query, head])
-            d_q[query, head] = d_scores @ k * scale
-            d_k[keys, kv_head] += np.outer(d_scores, q[query, head]) * scale
-            d_v[keys, kv_head] += np.outer(weights, d_out[query, head])
-    return d_q, d_k, d_v
 
 
 run = jax.jit(window_attention_grad, static_argnames=("kv_heads", "scale"))
@@ -184,7 +164,7 @@ def test_sums_are_added_to_in_place():
         ({"kv_heads": 2}, "have 64 values; K and V of 2 heads of 8 need 32"),
         ({"block_starts": np.zeros(2, np.int32)}, "2 block starts for 3 blocks"),
         ({"d_v": np.zeros((192, 4, 8), np.float16)}, r"d_v is float16 \(192, 4, 8\); 3 blocks need float32"),
-        ({"implementation": "fast"}, "no implementation 'fast'; it has reference"),
+        ({"implementation": "fast"}, "no implementation 'fast'; it has mosaic_gpu, mosaic_gpu_interpreted, reference"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(change, message):

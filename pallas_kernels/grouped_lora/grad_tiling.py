@@ -1,0 +1,90 @@
+"""How the gradients of low-rank factors are cut: tokens over clusters, columns over the warpgroups of a cluster."""
+
+from dataclasses import dataclass
+
+COLUMNS = 64
+"""Columns of a piece of x or d_y: of a 16-bit type one swizzled row of 128 bytes."""
+
+ROWS = 64
+"""Rows of a tensor-core tile; tokens come in multiples of it."""
+
+RANK_STEP = 16
+"""The tensor core contracts over ranks in multiples of this; smaller ones are padded with zeros."""
+
+LARGEST_PROVEN_RANK = 32
+"""Rank 64 came out wrong on an H200, for which the unfenced exchange between blocks is suspected. The fence is there
+since; until larger ranks are seen to be right, they are refused."""
+
+SHARED_BYTES = 227 * 1024
+BARRIER_BYTES = 1024
+"""Set aside for barriers and the alignment of buffers."""
+
+SHARES = 8
+"""Blocks of a cluster, the most that every Hopper GPU can place."""
+
+
+@dataclass(frozen=True)
+class GradTiling:
+    """One cluster has ``tokens`` tokens; its ``shares`` blocks of ``workers`` warpgroups divide the columns.
+
+    Attributes:
+        slots: pieces that one warpgroup holds or has in flight.
+        staged: sums on their way to memory that one warpgroup holds.
+    """
+
+    tokens: int
+    workers: int
+    slots: int
+    staged: int = 2
+    shares: int = SHARES
+
+    def shared_bytes(self, modules: int, rank: int) -> int:
+        """Shared memory of one block for ``modules`` modules of this (padded) rank."""
+        piece = 2 * COLUMNS * (self.tokens + (modules + 1) * rank)
+        staged = 4 * COLUMNS * rank * (self.staged + modules * self.sum_tiles)
+        low = 3 * 2 * self.tokens * modules * rank
+        return BARRIER_BYTES + low + self.workers * (self.slots * piece + staged)
+
+    @property
+    def sum_tiles(self) -> int:
+        """Tiles of 64 rows that hold either the cotangent of x a, or sums of d_a on their way."""
+        return max(self.staged, self.tokens // ROWS)
+
+
+PREFERRED = (
+    GradTiling(tokens=128, workers=2, slots=4),
+    GradTiling(tokens=128, workers=2, slots=3),
+    GradTiling(tokens=128, workers=2, slots=2, staged=1),
+)
+"""For 1024 tokens and more: 8 clusters of 8 blocks then fill half of the GPU, 2048 tokens all of it."""
+
+PREFERRED_FEW_TOKENS = (
+    GradTiling(tokens=64, workers=2, slots=6),
+    GradTiling(tokens=64, workers=2, slots=4),
+    GradTiling(tokens=64, workers=2, slots=2, staged=1),
+    GradTiling(tokens=64, workers=1, slots=2, staged=1),
+)
+
+INTERPRETED = GradTiling(tokens=64, workers=1, slots=2, staged=1, shares=2)
+"""The interpreter runs the warpgroups of a cluster as threads, all at once; machines with two cores have two."""
+
+
+def grad_tiling(tokens: int, modules: int, rank: int, *, proven_only: bool = True) -> GradTiling:
+    """The first preferred tiling that divides the tokens and fits into shared memory.
+
+    Raises:
+        ValueError: none fits, or the rank is not proven.
+    """
+    if proven_only and rank > LARGEST_PROVEN_RANK:
+        raise ValueError(
+            f"grouped_lora_grad: the Mosaic GPU kernel is proven up to rank {LARGEST_PROVEN_RANK}, not {rank};"
+            f" take implementation='reference'"
+        )
+    large = PREFERRED if tokens >= 1024 and tokens % 128 == 0 else ()
+    for tiling in (*large, *PREFERRED_FEW_TOKENS):
+        if tiling.shared_bytes(modules, rank) <= SHARED_BYTES:
+            return tiling
+    raise ValueError(
+        f"grouped_lora_grad: {modules} modules of rank {rank} do not fit into {SHARED_BYTES} bytes of shared memory;"
+        f" take the modules one by one, or implementation='reference'"
+    )

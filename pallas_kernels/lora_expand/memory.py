@@ -1,0 +1,69 @@
+"""Memory of the expansion kernel: what it reads and writes, and what a thread block keeps."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels.lora_expand.plan import TILE
+from pallas_kernels.lora_expand.tiling import PART
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Arrays in global memory: of ``api.lora_expand``, y being written too, and of ``plan.Plan``."""
+
+    y: jax.Ref
+    low: jax.Ref
+    b: jax.Ref
+    layer: jax.Ref
+    slots: jax.Ref
+    scale: jax.Ref
+    pieces: jax.Ref
+    owner: jax.Ref
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Shared memory and barriers of a thread block. First axis: pieces of b and owner, stages of y, ring of low."""
+
+    b: jax.Ref
+    owner: jax.Ref
+    y: jax.Ref
+    slots: jax.Ref
+    scale: jax.Ref
+    low: jax.Ref
+    b_loaded: jax.Ref
+    b_read: jax.Ref
+    y_loaded: jax.Ref
+    y_stored: jax.Ref
+    low_loaded: jax.Ref
+    low_read: jax.Ref
+
+
+def shared_memory(shape, dtype):
+    """What the fields of ``Shared`` are made of."""
+    stages, ring = shape.tiling.stages, shape.tiling.ring
+    barriers = lambda number, arrivals=1: plgpu.Barrier(num_arrivals=arrivals, num_barriers=number)
+    for_product = plgpu.TilingTransform((8, shape.piece)), plgpu.SwizzleTransform(2 * shape.piece)
+    return {
+        "b": plgpu.SMEM((shape.pieces, shape.piece, shape.tiling.columns), dtype, transforms=for_product),
+        "owner": plgpu.SMEM((shape.pieces, shape.piece), jnp.int32),
+        "y": _rows((stages, shape.parts, TILE, PART), dtype),
+        "slots": plgpu.SMEM((stages, TILE), jnp.int32),
+        "scale": plgpu.SMEM((stages, TILE), jnp.float32),
+        "low": _rows((ring, TILE, shape.piece), jnp.float32),
+        "b_loaded": barriers(1, shape.pieces + 1),
+        "b_read": barriers(1),
+        "y_loaded": barriers(stages, shape.parts + 2),
+        "y_stored": barriers(stages),
+        "low_loaded": barriers(ring),
+        "low_read": barriers(ring),
+    }
+
+
+def _rows(shape, dtype):
+    """Rows of at most 128 bytes in the bank order of tiles of 8 rows, but not in such tiles: their copies could only
+    start at every eighth slot."""
+    return plgpu.SMEM(shape, dtype, transforms=(plgpu.SwizzleTransform(shape[-1] * jnp.dtype(dtype).itemsize),))

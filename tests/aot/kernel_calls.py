@@ -1,0 +1,140 @@
+"""The calls that are compiled for an H100: every operation's cases for timing, as shapes; nothing is allocated."""
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels import grouped_lora_grad, lora_expand, page_write, paged_attention, window_attention_grad
+from pallas_kernels.grouped_lora import cases as lora_cases
+from pallas_kernels.lora_expand import cases as expand_cases
+from pallas_kernels.lora_expand.api import RANK_UNIT
+from pallas_kernels.page_write import cases as write_cases
+from pallas_kernels.page_write.api import write_pages
+from pallas_kernels.paged_attention import cases as attention_cases
+from pallas_kernels.row_product import cases as product_cases
+from pallas_kernels.row_product.api import row_product
+from pallas_kernels.window_attention_grad import cases as grad_cases
+
+IMPLEMENTATION = "mosaic_gpu"
+PAGE = 64
+SCALAR = jax.ShapeDtypeStruct((), jnp.int32)
+
+shaped = jax.ShapeDtypeStruct
+words = lambda *shape: shaped(shape, jnp.int32)
+floats = lambda *shape: shaped(shape, jnp.float32)
+
+
+@dataclass(frozen=True)
+class KernelCall:
+    """Attributes:
+    in_place: positions of the arguments that are donated and written in place.
+    temporaries: bytes that it may take besides, where that is promised.
+    """
+
+    name: str
+    function: Callable
+    arguments: tuple
+    in_place: tuple[int, ...] = ()
+    temporaries: float = math.inf
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def attention(case: attention_cases.Case) -> KernelCall:
+    tiles, heads = len(case.positions), case.kv_heads
+    pages = 1 if case.one_sequence else tiles
+    pool = (case.layers, pages * case.pages_per_sequence, PAGE, 2 * heads * case.head_size)
+    arguments = (
+        shaped((tiles, case.queries, case.query_heads, case.head_size), case.dtype),
+        shaped(pool, case.dtype),
+        SCALAR,
+        words(tiles, case.pages_per_sequence),
+        words(tiles),
+        words(tiles),
+    )
+    options = dict(kv_heads=heads, scale=case.head_size**-0.5, implementation=IMPLEMENTATION)
+    return KernelCall(case.name, functools.partial(paged_attention, **options), arguments)
+
+
+def window_grad(case: grad_cases.Case) -> KernelCall:
+    tokens, heads, size = case.window_blocks * PAGE, case.kv_heads, case.head_size
+    queries = shaped((tokens, case.query_heads, size), case.dtype)
+    sums = floats(case.blocks * PAGE, heads, size)
+    arguments = (
+        *(queries, queries, floats(tokens, case.query_heads), queries),
+        *(shaped((case.layers, case.blocks, PAGE, 2 * heads * size), case.dtype), SCALAR),
+        *(words(case.blocks), words(case.blocks), SCALAR, sums, sums),
+    )
+    options = dict(kv_heads=heads, scale=size**-0.5, implementation=IMPLEMENTATION)
+    return KernelCall(case.name, functools.partial(window_attention_grad, **options), arguments, (9, 10))
+
+
+def row_write(case: write_cases.Case) -> KernelCall:
+    pool = shaped((case.layers, case.pages, PAGE, case.width), case.dtype)
+    arguments = (pool, SCALAR, shaped((case.rows, case.width), case.dtype), words(case.rows))
+    write = functools.partial(page_write, implementation=IMPLEMENTATION)
+    return KernelCall(case.name, write, arguments, in_place=(0,), temporaries=1e6)
+
+
+def page_writes(case: write_cases.PagesCase) -> KernelCall:
+    pool = shaped((case.layers, case.pages, PAGE, case.width), case.dtype)
+    values = shaped((case.first_row + case.tiles * PAGE, case.columns), case.dtype)
+    arguments = (pool, SCALAR, values, words(case.tiles, -(-case.columns // case.width)))
+    write = functools.partial(write_pages, first_row=case.first_row, implementation=IMPLEMENTATION)
+    return KernelCall(f"pages, {case.name}", write, arguments, in_place=(0,), temporaries=1e6)
+
+
+def expansion(case: expand_cases.Case) -> KernelCall:
+    slots, out = sum(count for _, count in case.tiles), sum(case.widths)
+    rank = len(case.owner) * RANK_UNIT
+    arguments = (
+        shaped((slots, out), case.dtype),
+        floats(slots, len(case.widths) * rank),
+        shaped((case.layers, rank, out), case.dtype),
+        *(SCALAR, words(slots), words(len(case.owner)), floats(max(case.owner) + 1)),
+    )
+    expand = functools.partial(lora_expand, widths=case.widths, implementation=IMPLEMENTATION)
+    return KernelCall(f"expand {case.name}", expand, arguments, in_place=(0,))
+
+
+def lora_gradients(case: lora_cases.Case) -> KernelCall:
+    widths = case.widths or (case.outputs,)
+    ranks = len(widths) * case.rank
+    x = shaped((case.slots, case.inputs), case.dtype)
+    h = shaped((case.slots, ranks), case.dtype) if case.keeps_h else None
+    arguments = (
+        *(x, shaped((case.slots, case.outputs), case.dtype)),
+        *(shaped((case.inputs, ranks), case.dtype), shaped((case.rank, case.outputs), case.dtype), floats()),
+        *(h, x if case.has_base else None),
+    )
+
+    def gradients(x, d_y, a, b, scale, h, base):
+        return grouped_lora_grad(x, d_y, a, b, scale, widths=widths, h=h, d_x_base=base, implementation=IMPLEMENTATION)
+
+    return KernelCall(f"gradients {case.name}", gradients, arguments, in_place=(6,) if case.has_base else ())
+
+
+def thin_product(case: product_cases.Case) -> KernelCall:
+    residual = shaped((case.rows, case.outputs), case.dtype) if case.residual else None
+    weights = shaped((case.layers, case.inputs, case.outputs), case.dtype)
+    arguments = (shaped((case.rows, case.inputs), case.dtype), weights, SCALAR, residual)
+    multiply = lambda x, weights, layer, residual: row_product(
+        x, weights, layer, residual=residual, implementation=IMPLEMENTATION
+    )
+    return KernelCall(f"product {case.name}", multiply, arguments)
+
+
+CALLS = (
+    *map(attention, attention_cases.LARGE),
+    *map(window_grad, grad_cases.LARGE),
+    *map(row_write, write_cases.LARGE),
+    *map(page_writes, write_cases.LARGE_PAGES),
+    *map(expansion, expand_cases.LARGE),
+    *map(lora_gradients, lora_cases.LARGE),
+    *map(thin_product, product_cases.LARGE),
+)

@@ -1,0 +1,58 @@
+"""The catalog of layouts: what every engine starts with, and what each wish adds, against lists written out by hand."""
+
+import pytest
+
+from flexjax.config import EngineConfig
+from flexjax.engine.layouts import LayoutCatalog
+from flexjax.layout import SlotLayout
+
+CONFIG = EngineConfig(model="none", max_rows=8, row_sizes=(2, 8), chunk_sizes=(64,))
+
+
+@pytest.fixture
+def catalog() -> LayoutCatalog:
+    return LayoutCatalog(CONFIG)
+
+
+def test_an_engine_starts_with_base_layouts_and_tapes(catalog):
+    plain = [SlotLayout(2), SlotLayout(8), SlotLayout(2, 64), SlotLayout(8, 64)]
+    base = {SlotLayout(each.rows, each.chunk, base_only=True) for each in plain}
+    assert set(catalog.layouts) == base | {SlotLayout(2, 64, tape=True), SlotLayout(8, 64, tape=True)}
+
+
+def test_adapters_add_every_size(catalog):
+    before = set(catalog.layouts)
+    catalog.add_adapters()
+    added = {SlotLayout(2), SlotLayout(8), SlotLayout(2, 64), SlotLayout(8, 64)}
+    assert set(catalog.layouts) == before | added
+
+
+def test_log_probabilities_come_with_all_rows_and_in_every_mixture(catalog):
+    """Whatever is asked for first: a request with them may meet one of an adapter, or a window with dropout."""
+    catalog.add_flags(logprobs=True, prompt_logprobs=False)
+    with_logprobs = {each for each in catalog.layouts if each.logprobs}
+    assert with_logprobs == {
+        SlotLayout(8, logprobs=True, base_only=True),
+        SlotLayout(8, 64, logprobs=True, base_only=True),
+        SlotLayout(8, 64, logprobs=True, tape=True),
+    }
+    catalog.add_adapters()
+    assert SlotLayout(8, logprobs=True) in catalog.layouts and SlotLayout(8, 64, logprobs=True) in catalog.layouts
+
+
+def test_prompt_log_probabilities_need_a_chunk_and_dropout_a_tape(catalog):
+    catalog.add_flags(logprobs=True, prompt_logprobs=True)
+    catalog.add_flags(dropout=True)
+    assert {each.chunk for each in catalog.layouts if each.prompt_logprobs} == {64}
+    assert {each for each in catalog.layouts if each.dropout} == {SlotLayout(8, 64, tape=True, dropout=True)}
+
+
+def test_asking_twice_adds_nothing(catalog):
+    catalog.add_flags(dropout=True)
+    before = catalog.layouts
+    catalog.add_flags(dropout=True)
+    assert catalog.layouts == before
+
+
+def test_a_pinned_layout_is_there():
+    assert SlotLayout(4, 128) in LayoutCatalog(CONFIG, SlotLayout(4, 128)).layouts

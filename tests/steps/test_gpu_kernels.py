@@ -1,0 +1,98 @@
+"""The steps with the GPU's kernels, together, are as near to float64 as with the references, at head sizes that the
+kernels take: prompts, decode rows, two adapters in one batch, and the gradients of packed sequences."""
+
+import dataclasses
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flexjax.finetuning.packing import pack_group
+from flexjax.models.config import ModelConfig
+from flexjax.steps.kernels import Kernels
+from tests.ladder import DECODE, FULL, MICROBATCH, PROMPT, Model, Rig, example
+
+CONFIG = ModelConfig(
+    **dict(model_type="llama", vocab_size=512, hidden_size=384, intermediate_size=512, num_layers=2, num_heads=6),
+    **dict(num_kv_heads=2, head_dim=64, rms_norm_eps=1e-5, rope_theta=10000.0, tie_word_embeddings=False),
+    **dict(attention_bias=False, max_position_embeddings=512, rope_scaling=None),
+)
+"""Three query heads to each key/value head; gate and up each fill two pages of a tape, hidden one and a half."""
+
+KERNELS = Kernels.for_model("gpu", CONFIG, jnp.bfloat16)
+SCALE = 0.25
+LORA = {"lora_expand": "mosaic_gpu", "grouped_lora_grad": "mosaic_gpu"}
+"""Beside those that the engine chooses."""
+
+SLACK = 1.3
+"""How much worse than the references' the kernels' largest error may be: both round to bfloat16, in other places."""
+
+
+@functools.cache
+def model() -> Model:
+    return Model.random(CONFIG)
+
+
+def rig_with(kernels: Kernels, **options) -> Rig:
+    return Rig(model(), dtype=jnp.bfloat16, kernels=kernels, pages=200, **options)
+
+
+def test_which_kernels_are_used():
+    """The text is what the engine prints at start."""
+    assert str(KERNELS) == (
+        "paged_attention mosaic_gpu, page_write mosaic_gpu, window_attention_grad mosaic_gpu, lora_expand reference, "
+        "grouped_lora_grad reference, linear_cross_entropy reference"
+    )
+    assert Kernels.for_model("gpu", CONFIG, jnp.float32) == Kernels(head_chunk=32768)
+    assert Kernels.for_model("cpu", CONFIG, jnp.bfloat16) == Kernels()
+
+
+def serving_error(kernels: Kernels) -> float:
+    """Largest error of a log-probability of two prompts of different adapters and of six tokens decoded after each."""
+    rig, factors = rig_with(kernels), [model().factors(rank, seed) for rank, seed in ((8, 1), (16, 2))]
+    errors = []
+    for number, name in enumerate(("one", "two")):
+        version = rig.load(name, factors[number], SCALE)
+        rig.seat(number, row=number, tokens=model().tokens(150, seed=number), adapter=version, room=8)
+    for number in range(2):
+        output = rig.step(PROMPT, prompts=[(number, 0, 150)])
+        exact = model().dense.logprobs(rig.serving[number].tokens[:150], factors[number], SCALE)
+        _, ids, values = (array[:149] for array in output.prompt_logprobs)
+        errors.append(np.abs(values - np.take_along_axis(exact[:149], ids, axis=1)).max())
+    for _ in range(6):
+        output = rig.step(DECODE, decode=(0, 1))
+        for number in range(2):
+            exact = model().dense.logprobs(rig.serving[number].tokens[:-1], factors[number], SCALE)[-1]
+            _, ids, values = (array[number] for array in output.logprobs)
+            errors.append(np.abs(values - exact[ids]).max())
+    return float(max(errors))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("more", [{}, LORA], ids=["chosen", "all"])
+def test_serving(more):
+    assert serving_error(dataclasses.replace(KERNELS, **more)) < SLACK * serving_error(Kernels())
+
+
+def gradient_errors(kernels: Kernels) -> dict[tuple[str, str], float]:
+    """Error of every factor's gradient relative to its norm; two packed sequences, windows that cut the first."""
+    rig, factors = rig_with(kernels, tape=FULL), model().factors(rank=16, seed=7)
+    tokens = [model().tokens(length, seed=length) for length in (180, 100)]
+    rig.begin(factors, SCALE)
+    rig.hold(0, *pack_group([example(each) for each in tokens], MICROBATCH, 0, 0))
+    rig.train(0)
+    trained = [np.arange(len(each)) > 0 for each in tokens]
+    _, exact = model().dense.loss_and_gradients(tokens, trained, factors, SCALE)
+    got = rig.factor_gradients()
+    error = lambda one, two: np.linalg.norm(np.float64(one) - two) / np.linalg.norm(two)
+    return {(f, name): error(got[f][name], exact[f][name]) for f in ("a", "b") for name in exact[f]}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("more", [{}, LORA], ids=["chosen", "all"])
+def test_gradients(more):
+    ours, references = gradient_errors(dataclasses.replace(KERNELS, **more)), gradient_errors(Kernels())
+    assert max(references.values()) < 0.2
+    for key, reference in references.items():
+        assert ours[key] < SLACK * reference + 0.002, key
