@@ -152,7 +152,7 @@ class Rig:
     ):
         self.model = model
         self.programs, self.weights = compiled(model, tape, window, pages, dtype, tp, kernels)
-        self.dims = self.programs.dims
+        self.dims, self.layers = self.programs.dims, self.programs.layer_views(self.weights)
         random = np.random.default_rng(1)
         shape = pool_shape(self.dims)
         self.pool = jnp.asarray(3 * random.standard_normal(shape.shape), shape.dtype)
@@ -266,7 +266,7 @@ class Rig:
             for window in reversed(self.grid(number)):
                 between()
                 batch = backward_batch(self.dims, self.training[number], layer, window)
-                self.gradients, _ = program(self.weights, frozen, self.pool, self.gradients, batch)
+                self.gradients, _ = program(self.layers[layer], frozen, self.pool, self.gradients, batch)
 
     def train(self, number: int) -> float:
         """Forward, loss and backward of a held microbatch; the gradients of several add up. Returns the loss."""

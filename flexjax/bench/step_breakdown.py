@@ -34,8 +34,8 @@ def program_seconds(engine: Engine, job: str) -> dict[str, float]:
     seconds = {
         "forward": seconds_of(lambda: runner.dispatch_forward(forward, {}, flights, engine.adapters).fence),
         "loss": seconds_of(lambda: runner.loss(device_job, loss)),
-        "backward_first_window": seconds_of(lambda: runner.backward(device_job, backward[0])),
-        "backward_last_window": seconds_of(lambda: runner.backward(device_job, backward[1])),
+        "backward_first_window": seconds_of(lambda: runner.backward(device_job, layers // 2, backward[0])),
+        "backward_last_window": seconds_of(lambda: runner.backward(device_job, layers // 2, backward[1])),
         "update": seconds_of(lambda: runner.update(device_job, 0.0)),
     }
     unit = (seconds["backward_first_window"] + seconds["backward_last_window"]) / 2

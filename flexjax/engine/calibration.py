@@ -41,7 +41,7 @@ def calibrate_job(runner: Runner, latency: LatencyModel, name: str) -> None:
     packed, _ = host_batch(loss_fields(dims))
     latency.calibrate(("loss", dims.window), best_of(lambda: runner.loss(job, packed), 1))
     packed, _ = host_batch(backward_fields(dims))
-    latency.calibrate(("backward", dims.window), best_of(lambda: runner.backward(job, packed), 1))
+    latency.calibrate(("backward", dims.window), best_of(lambda: runner.backward(job, 0, packed), 1))
 
 
 def best_of(call: Callable, repeats: int = 3) -> float:

@@ -328,7 +328,7 @@ class Engine:
         )
         adapter = self._starting_adapter(job)
         shape = shape_of(job, adapter)
-        self._catalog.add_adapters()
+        self._catalog.add_jobs()
         if shape.dropout:
             self._catalog.add_flags(dropout=True)
         self._offer_layouts()

@@ -10,8 +10,9 @@ from flexjax.layout import SlotLayout
 class LayoutCatalog:
     """The layouts that are or will be compiled; only ever grows.
 
-    At start there are base-model layouts and those with a tape. Layouts whose slots may name an adapter come with the
-    first adapter or job, layouts with log-probabilities or dropout with the first request or job that asks for them.
+    At start there are layouts of the base model only. Those whose slots may name an adapter come with the first adapter
+    or job, those with a tape with the first job, those with log-probabilities or dropout with the first request or job
+    that asks for them.
 
     Args:
         pinned: the one layout that a policy uses, if it does.
@@ -21,18 +22,27 @@ class LayoutCatalog:
         self._max_rows = config.max_rows
         self._plain = _plain_layouts(config)
         self._tapes = [replace(each, base_only=False, tape=True) for each in self._plain if each.chunk]
-        self._adapters = False
+        self._adapters = self._jobs = False
         self._flags: list[dict[str, bool]] = []
         self._pinned = [] if pinned is None else [pinned]
 
     @property
     def layouts(self) -> list[SlotLayout]:
         """All of them."""
-        sizes = self._plain + self._tapes
+        sizes = self._plain + (self._tapes if self._jobs else [])
         if self._adapters:
             sizes = sizes + [replace(each, base_only=False) for each in self._plain]
         flagged = [layout for flags in self._flags for layout in _variants(sizes, self._max_rows, **flags)]
         return list(dict.fromkeys([*self._pinned, *sizes, *flagged]))
+
+    @property
+    def largest(self) -> SlotLayout:
+        """The one that takes the most memory besides the state, whether it is there yet or not."""
+        return max(self.layouts + self._tapes, key=lambda layout: (layout.slots, layout.tape, layout.rows))
+
+    def add_jobs(self) -> None:
+        """Steps may hold finetuning windows from now on, and serve what comes of them."""
+        self._jobs = self._adapters = True
 
     def add_adapters(self) -> None:
         """Slots may name adapters from now on."""

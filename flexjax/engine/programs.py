@@ -12,7 +12,9 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from flexjax.engine.layer_views import layer_views
 from flexjax.layout import SlotLayout
+from flexjax.models.bits import bits_dtype
 from flexjax.models.lora import MODULES, PRODUCTS, ROW_PARALLEL
 from flexjax.models.sharding import TP_AXIS
 from flexjax.request import SamplingLevel
@@ -135,12 +137,16 @@ class Programs:
         return self._compile(("loss", job), body, shapes, specs, (gradient_specs(job.modules), P()), donated=(2,))
 
     def backward(self, job: JobShape) -> Compiled:  # layer and window
-        body = functools.partial(backward_window, self.definition, self.dims, self.kernels, job.dropout)
+        definition, stacked = self._layer_stack(self.weights)
+        body = functools.partial(backward_window, definition, self.dims, self.kernels, job.dropout)
+        bits = lambda w: jax.ShapeDtypeStruct(w.shape[1:], bits_dtype(w.dtype))
+        layer_specs = jax.tree.map(lambda spec: P(*spec[1:]), weight_specs(stacked), is_leaf=is_spec)
         gradients = gradient_shapes(self.dims, job.rank, job.modules)
         master = Master(**adapter_shapes(self.dims, job.rank, job.modules, jnp.float32), optimizer=None)
-        shapes = (self.weights, master, pool_shape(self.dims), gradients, self._batch(backward_fields(self.dims)))
+        state = (master, pool_shape(self.dims), gradients, self._batch(backward_fields(self.dims)))
+        shapes = (jax.tree.map(bits, stacked), *state)
         master_spec = Master(**factor_specs(job.modules), optimizer=None)
-        specs = (weight_specs(self.weights), master_spec, POOL_SPEC, gradient_specs(job.modules), P())
+        specs = (layer_specs, master_spec, POOL_SPEC, gradient_specs(job.modules), P())
         return self._compile(("backward", job), body, shapes, specs, (gradient_specs(job.modules), P()), donated=(3,))
 
     def update(self, job: JobShape, spec: OptimizerSpec) -> Compiled:  # accumulation boundary
@@ -164,6 +170,17 @@ class Programs:
         key = ("publish", job.rank, job.modules)
         body = functools.partial(publish, self.dims)
         return self._compile(key, body, shapes, specs, stack_specs(), donated=(0,), partitioned=True)
+
+    def layer_views(self, weights: nnx.State) -> list[nnx.State]:
+        """The weights of every layer as `backward` takes them, in the memory of the stacked ones."""
+        _, stacked = self._layer_stack(weights)
+        leaves, tree = jax.tree.flatten(stacked)
+        shardings = jax.tree.leaves(self._shardings(weight_specs(stacked)))
+        views = [layer_views(leaf, sharding) for leaf, sharding in zip(leaves, shardings, strict=True)]
+        return [tree.unflatten(layer) for layer in zip(*views, strict=True)]
+
+    def _layer_stack(self, weights: nnx.State) -> tuple[nnx.GraphDef, nnx.State]:
+        return nnx.merge(self.definition, weights).layer_stack()
 
     def zeros(self, shapes, kind: str):
         """Zeroed arrays of these shapes, made where they live. ``kind``: "pool", "rows", "stack" or "gradients"."""

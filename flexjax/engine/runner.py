@@ -100,6 +100,7 @@ class Runner:
 
     def __init__(self, programs: Programs, weights, clock: Callable[[], float] = time.perf_counter):
         self.programs, self.weights, self.clock = programs, weights, clock
+        self.layers = programs.layer_views(weights)
         dims = programs.dims
         self.stack = programs.zeros(stack_shapes(dims), "stack")
         self.pool = programs.zeros(pool_shape(dims), "pool")
@@ -148,7 +149,7 @@ class Runner:
             flight.losses.append((unit, flight.fence))
         elif unit.kind is UnitKind.BACKWARD:
             batch = backward_batch(self.programs.dims, training, unit.layer, unit.window)
-            flight.fence = self.backward(job, batch)
+            flight.fence = self.backward(job, unit.layer, batch)
         else:
             flight.fence = flight.norms[unit.job] = self.update(job, learning_rates[unit.job])
 
@@ -157,10 +158,10 @@ class Runner:
         job.gradients, loss = program(self.weights, self.pool, job.gradients, batch)
         return loss
 
-    def backward(self, job: DeviceJob, batch: np.ndarray) -> jax.Array:
+    def backward(self, job: DeviceJob, layer: int, batch: np.ndarray) -> jax.Array:
         program = self.programs.backward(job.shape)
         master = Master(job.master.a, job.master.b, None)
-        job.gradients, fence = program(self.weights, master, self.pool, job.gradients, batch)
+        job.gradients, fence = program(self.layers[layer], master, self.pool, job.gradients, batch)
         return fence
 
     def update(self, job: DeviceJob, learning_rate: float) -> jax.Array:

@@ -126,9 +126,9 @@ class Machine:
         return weights
 
     def _temporaries(self, programs: Programs) -> int:
-        """Bytes beside the state that the forward step with the most slots takes, its logits with them. They do not
-        depend on the number of pages, so the other layouts need not be compiled to know how many there can be."""
-        largest = max(self.layouts, key=lambda layout: (layout.slots, layout.tape, layout.rows))
+        """Bytes beside the state that the largest forward step takes, its logits with them. They do not depend on the
+        number of pages, so the other layouts need not be compiled to know how many there can be."""
+        largest = self.catalog.largest
         logits = largest.rows * programs.dims.model.vocab_size * jnp.dtype(jnp.float32).itemsize
         return programs.forward(largest).memory.temp_size_in_bytes + logits
 

@@ -1,6 +1,6 @@
 """The backward step: one layer, one window. One compiled program serves every layer and every window.
 
-    (weights, master, pool, gradients, packed batch) -> (gradients, fence)
+    (weights of the layer, master, pool, gradients, packed batch) -> (gradients, fence)
 
 Each stage of the layer is pulled back with `jax.vjp` of the very function that served the requests, the attention
 gradient kernel in between. Names that the tape does not hold are recomputed by the same stages; what nothing needs,
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from flexjax.layout import PAGE_TOKENS
+from flexjax.models.bits import from_bits
 from flexjax.models.decoder import DecoderLayer
 from flexjax.models.lora import Dropout, TrainedAdapter
 from flexjax.state import Dimensions, Gradients, Master, summed_over_shards
@@ -31,7 +32,7 @@ def backward_window(
     dims: Dimensions,
     kernels: Kernels,
     dropout: bool,
-    weights: nnx.State,
+    layer_bits: nnx.State,
     master: Master,
     pool: jax.Array,
     gradients: Gradients,
@@ -39,9 +40,13 @@ def backward_window(
 ) -> tuple[Gradients, jax.Array]:
     """One unit. Reads the cotangent of the layer's output for this window from ``gradients.hidden`` and leaves there
     the cotangent of its input; adds the adapter's gradients; d_k and d_v carry what the window owes to earlier ones.
+
+    Args:
+        definition: of one layer; layer_bits: its weights, as `flexjax.models.bits` carries them.
     """
     batch = unpack(packed, backward_fields(dims))
-    window = Window(layer_at(nnx.merge(definition, weights), batch.layer), dims, kernels, pool, batch)
+    layer = nnx.merge(definition, jax.tree.map(lambda bits: from_bits(bits, dims.dtype), layer_bits))
+    window = Window(layer, dims, kernels, pool, batch)
     adapter_of = lambda params: trained_adapter(params, dims, kernels, batch, dropout)
     params = {"a": layer_of(master.a, batch.layer), "b": layer_of(master.b, batch.layer)}
     values = window.recomputed(window.taped(), adapter_of(params))
@@ -140,11 +145,6 @@ class Window:
     def own_rows(self, accumulated: jax.Array) -> jax.Array:
         """The window's own rows of d_k or d_v: complete now, since every later window has been handled."""
         return jax.lax.dynamic_slice_in_dim(accumulated, self.batch.start, self.dims.window, axis=0)
-
-
-def layer_at(model, index: jax.Array) -> DecoderLayer:
-    definition, stacked = model.layer_stack()
-    return nnx.merge(definition, layer_of(stacked, index))
 
 
 def layer_of(stacked, index: jax.Array):

@@ -73,19 +73,7 @@ def weight_shapes(programs: Programs) -> list[tuple[int, ...]]:
     return [*wide, *layers, *pieces]
 
 
-COPIES = {
-    "backward": "XLA copies a layer taken from the stack by an index that is data, not the counter of a loop",
-}
-"""What is known to be copied, and why; strict, so that an entry goes when its reason does."""
-
-
-CASES = [
-    pytest.param(name, marks=[pytest.mark.xfail(strict=True, reason=COPIES[name])] if name in COPIES else [])
-    for name in PROGRAMS
-]
-
-
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_weights_and_pages_are_read_where_they_lie(programs, name):
     compiled = PROGRAMS[name](programs)
     pool = pool_shape(programs.dims)

@@ -48,7 +48,7 @@ def test_prompts_given_together_begin_together(engine):
     before = len(engine.loop.records)
     prompts = [list(range(start, start + 20)) for start in (0, 30)]
     engine.generate(prompts, greedy(1))
-    assert list(engine.loop.records)[before].prompt_slots == 40
+    assert next(record.prompt_slots for record in list(engine.loop.records)[before:] if record.prompt_slots) == 40
 
 
 def test_a_prefix_is_computed_once(engine, expected):

@@ -14,34 +14,47 @@ def catalog() -> LayoutCatalog:
     return LayoutCatalog(CONFIG)
 
 
-def test_an_engine_starts_with_base_layouts_and_tapes(catalog):
-    plain = [SlotLayout(2), SlotLayout(8), SlotLayout(2, 64), SlotLayout(8, 64)]
-    base = {SlotLayout(each.rows, each.chunk, base_only=True) for each in plain}
-    assert set(catalog.layouts) == base | {SlotLayout(2, 64, tape=True), SlotLayout(8, 64, tape=True)}
+ADAPTERS = {SlotLayout(2), SlotLayout(8), SlotLayout(2, 64), SlotLayout(8, 64)}
+BASE = {SlotLayout(each.rows, each.chunk, base_only=True) for each in ADAPTERS}
+TAPES = {SlotLayout(2, 64, tape=True), SlotLayout(8, 64, tape=True)}
 
 
-def test_adapters_add_every_size(catalog):
-    before = set(catalog.layouts)
+def test_an_engine_starts_with_the_base_model_alone(catalog):
+    assert set(catalog.layouts) == BASE
+
+
+def test_adapters_add_every_size_and_jobs_the_tapes(catalog):
     catalog.add_adapters()
-    added = {SlotLayout(2), SlotLayout(8), SlotLayout(2, 64), SlotLayout(8, 64)}
-    assert set(catalog.layouts) == before | added
+    assert set(catalog.layouts) == BASE | ADAPTERS
+    catalog.add_jobs()
+    assert set(catalog.layouts) == BASE | ADAPTERS | TAPES
+
+
+def test_a_job_brings_adapters_too(catalog):
+    catalog.add_jobs()
+    assert set(catalog.layouts) == BASE | ADAPTERS | TAPES
+
+
+def test_the_largest_counts_tapes_before_there_is_a_job(catalog):
+    assert catalog.largest == SlotLayout(8, 64, tape=True)
 
 
 def test_log_probabilities_come_with_all_rows_and_in_every_mixture(catalog):
-    """Whatever is asked for first: a request with them may meet one of an adapter, or a window with dropout."""
+    """Whatever is asked for first: a request with them may meet one of an adapter, or a finetuning window."""
     catalog.add_flags(logprobs=True, prompt_logprobs=False)
     with_logprobs = {each for each in catalog.layouts if each.logprobs}
     assert with_logprobs == {
         SlotLayout(8, logprobs=True, base_only=True),
         SlotLayout(8, 64, logprobs=True, base_only=True),
-        SlotLayout(8, 64, logprobs=True, tape=True),
     }
-    catalog.add_adapters()
-    assert SlotLayout(8, logprobs=True) in catalog.layouts and SlotLayout(8, 64, logprobs=True) in catalog.layouts
+    catalog.add_jobs()
+    mixtures = {SlotLayout(8, logprobs=True), SlotLayout(8, 64, logprobs=True)}
+    assert mixtures | {SlotLayout(8, 64, logprobs=True, tape=True)} <= set(catalog.layouts)
 
 
 def test_prompt_log_probabilities_need_a_chunk_and_dropout_a_tape(catalog):
     catalog.add_flags(logprobs=True, prompt_logprobs=True)
+    catalog.add_jobs()
     catalog.add_flags(dropout=True)
     assert {each.chunk for each in catalog.layouts if each.prompt_logprobs} == {64}
     assert {each for each in catalog.layouts if each.dropout} == {SlotLayout(8, 64, tape=True, dropout=True)}
