@@ -10,9 +10,9 @@ from flexjax.layout import SlotLayout
 class LayoutCatalog:
     """The layouts that are or will be compiled; only ever grows.
 
-    At start there are layouts of the base model only. Those whose slots may name an adapter come with the first adapter
-    or job, those with a tape with the first job, those with log-probabilities or dropout with the first request or job
-    that asks for them.
+    At start there are layouts of the base model and, unless the policy serves requests only, those with a tape. Those
+    whose slots may name an adapter come with the first adapter or job, those with log-probabilities or dropout with the
+    first request or job that asks for them.
 
     Args:
         pinned: the one layout that a policy uses, if it does.
@@ -22,14 +22,14 @@ class LayoutCatalog:
         self._max_rows = config.max_rows
         self._plain = _plain_layouts(config)
         self._tapes = [replace(each, base_only=False, tape=True) for each in self._plain if each.chunk]
-        self._adapters = self._jobs = False
+        self._adapters, self._tapes_wanted = False, config.policy != "inference_only"
         self._flags: list[dict[str, bool]] = []
         self._pinned = [] if pinned is None else [pinned]
 
     @property
     def layouts(self) -> list[SlotLayout]:
         """All of them."""
-        sizes = self._plain + (self._tapes if self._jobs else [])
+        sizes = self._plain + (self._tapes if self._tapes_wanted else [])
         if self._adapters:
             sizes = sizes + [replace(each, base_only=False) for each in self._plain]
         flagged = [layout for flags in self._flags for layout in _variants(sizes, self._max_rows, **flags)]
@@ -42,7 +42,7 @@ class LayoutCatalog:
 
     def add_jobs(self) -> None:
         """Steps may hold finetuning windows from now on, and serve what comes of them."""
-        self._jobs = self._adapters = True
+        self._tapes_wanted = self._adapters = True
 
     def add_adapters(self) -> None:
         """Slots may name adapters from now on."""

@@ -1,5 +1,6 @@
 """``flexjax plan``: its tables, whose figures are recomputed here by hand."""
 
+import gc
 import re
 
 import jax
@@ -14,6 +15,7 @@ def printed(work):
     with pytest.MonkeyPatch.context() as patch:
         lines: list[str] = []
         patch.setattr("builtins.print", lambda text: lines.append(text))
+        gc.collect()  # what earlier tests left must not go meanwhile
         arrays = len(jax.live_arrays())
         assert main(["plan", str(work / "count.toml"), "--target-modules", "down_proj"]) == 0
         assert len(jax.live_arrays()) == arrays, "a plan must allocate nothing"

@@ -47,7 +47,7 @@ def test_prompts_given_together_begin_together(engine):
     """In the very first step, which has room for two tiles."""
     before = len(engine.loop.records)
     prompts = [list(range(start, start + 20)) for start in (0, 30)]
-    engine.generate(prompts, greedy(1))
+    engine.generate(prompts, greedy(4))
     assert next(record.prompt_slots for record in list(engine.loop.records)[before:] if record.prompt_slots) == 40
 
 

@@ -1,12 +1,14 @@
 """The catalog of layouts: what every engine starts with, and what each wish adds, against lists written out by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from flexjax.config import EngineConfig
 from flexjax.engine.layouts import LayoutCatalog
 from flexjax.layout import SlotLayout
 
-CONFIG = EngineConfig(model="none", max_rows=8, row_sizes=(2, 8), chunk_sizes=(64,))
+CONFIG = EngineConfig(model="none", max_rows=8, row_sizes=(2, 8), chunk_sizes=(64,), policy="inference_only")
 
 
 @pytest.fixture
@@ -21,6 +23,11 @@ TAPES = {SlotLayout(2, 64, tape=True), SlotLayout(8, 64, tape=True)}
 
 def test_an_engine_starts_with_the_base_model_alone(catalog):
     assert set(catalog.layouts) == BASE
+
+
+def test_an_engine_that_co_serves_has_tapes_from_the_start():
+    """So that they are timed before the first objective has to be kept."""
+    assert set(LayoutCatalog(replace(CONFIG, policy="co_serve")).layouts) == BASE | TAPES
 
 
 def test_adapters_add_every_size_and_jobs_the_tapes(catalog):
