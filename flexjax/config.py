@@ -32,7 +32,8 @@ class EngineConfig:
         load_format: "dummy" makes random weights on the device.
         max_model_len: longest sequence in tokens, prompt and answer together.
         max_rows: sequences that decode together.
-        row_sizes: decode slots of the layouts, ascending, the last one ``max_rows``.
+        row_sizes: decode slots of the layouts, ascending, the last one ``max_rows``. On a GPU multiples of 8: around
+            products of other sizes XLA copies their inputs and outputs.
         chunk_sizes: chunk slots of the layouts, ascending multiples of 64.
         pages: pages in the pool; None takes what the memory plan leaves.
         memory_fraction: share of the device's memory that flexjax may use.
@@ -124,7 +125,8 @@ class EngineConfig:
         length = self.max_model_len or model_max_len
         if length > model_max_len:
             raise ConfigError(f"max_model_len is {length}; the model's context ends at {model_max_len} tokens")
-        few = (-(-self.max_rows // 4),) if self.max_rows >= 4 else ()
+        quarter = -(-self.max_rows // 4)
+        few = (quarter if quarter < 8 else -(-quarter // 8) * 8,) if self.max_rows >= 4 else ()
         policy = self.policy if self.policy != "auto" else "co_serve" if self.tpot_objective_ms else "flat_out"
         name = Path(self.model).name if Path(self.model).exists() else self.model
         return dataclasses.replace(

@@ -157,7 +157,8 @@ def test_an_objective_chooses_the_policy():
 
 
 def test_a_small_engine_has_one_row_size():
-    assert engine(max_rows=3).resolved(model_max_len=64).row_sizes == (3,)
+    sizes = {rows: engine(max_rows=rows).resolved(model_max_len=64).row_sizes for rows in (3, 8, 36, 64)}
+    assert sizes == {3: (3,), 8: (2, 8), 36: (16, 36), 64: (16, 64)}, "a quarter, from 8 on in multiples of 8"
 
 
 def test_a_length_beyond_the_model_is_refused():

@@ -38,6 +38,8 @@ WARM_ITERATIONS = 8
 SPARE_ITERATIONS = 32
 POLL_SECONDS = 0.02
 ENQUEUES = 9
+ROW_UNIT = 8
+"""Layouts have a multiple of so many rows: see ``EngineConfig.row_sizes``."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ def run_decode(setup: StepSetup, cases: tuple[StepCase, ...], report: StepReport
     """Every number of rows, in one engine; with adapters where the cases are with LoRA."""
     plan, rows = setup.plan, tuple(case.rows for case in cases)
     pages = max(rows) * (tiles_for(plan.context + plan.decode_iterations) + 1) + PAGE_TOKENS
-    config = setup.engine_config(cases[0], row_sizes=rows, max_rows=rows[-1], pages=pages)
+    sizes = tuple(dict.fromkeys(-(-each // ROW_UNIT) * ROW_UNIT for each in rows))
+    config = setup.engine_config(cases[0], row_sizes=sizes, max_rows=sizes[-1], pages=pages)
     with Engine(config, report.show) as engine:
         report.describe(engine)
         lora = cases[0].kind == "decode_lora8"

@@ -24,7 +24,7 @@ ENGINES: dict[str, dict[str, Any]] = {
         "pages": 5500,
     },
     "startup": {"max_rows": 256, "row_sizes": (64, 256), "chunk_sizes": (512, 2048), "max_model_len": 8192},
-    "finetune": {"max_rows": 1, "row_sizes": (1,), "max_adapters": 1, "adapter_rank_capacity": 16},
+    "finetune": {"max_rows": 8, "row_sizes": (8,), "max_adapters": 1, "adapter_rank_capacity": 16},
     "finetune_all": {"tape": ALL_NAMES},
     "finetune_all_lean90": {"tape": ("x", "q", "attention", "mid")},
     "finetune_all_lean80": {"tape": ("x", "attention")},
