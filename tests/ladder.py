@@ -31,7 +31,7 @@ from flexjax.finetuning.packing import PackedMicrobatch
 from flexjax.layout import PAGE_TOKENS, SlotLayout, tiles_for
 from flexjax.models.build import abstract_decoder, place_weights
 from flexjax.models.config import Llama3RopeScaling, ModelConfig
-from flexjax.models.lora import MODULES, PRODUCTS, ROW_PARALLEL, module_widths, product_of
+from flexjax.models.lora import MODULES, PRODUCTS, ROW_PARALLEL, module_widths
 from flexjax.request import Request, SamplingParams
 from flexjax.scheduler.output import DecodeSlot, Iteration, MicrobatchPages, PromptSegment, WindowSegment
 from flexjax.state import (
@@ -314,8 +314,8 @@ def padded(factors: dict) -> dict:
 def factors_in(stack: AdapterStack, module: str, config: ModelConfig, tp: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """A module's part of the stack, (a [layers, in, R], b [layers, R, out]): modules of a product lie side by side, and
     those that shards divide once in every shard."""
-    product, widths = product_of(module), module_widths(config)
-    modules, shards = PRODUCTS[product], 1 if module in ROW_PARALLEL else tp
+    (product, modules), *_ = [each for each in PRODUCTS.items() if module in each[1]]
+    widths, shards = module_widths(config), 1 if module in ROW_PARALLEL else tp
     number = modules.index(module)
     a, b = np.asarray(stack.a[product]), np.asarray(stack.b[product])
     first = sum(widths[name][1] for name in modules[:number]) // shards

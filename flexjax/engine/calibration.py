@@ -1,5 +1,6 @@
 """Calibration: every program timed once, so that the latency model predicts from the first iteration on."""
 
+import functools
 import time
 from collections.abc import Callable, Iterable
 
@@ -25,7 +26,8 @@ def calibrate_forward(runner: Runner, latency: LatencyModel, layouts: Iterable[S
                 batch.tile_length[:] = PAGE_TOKENS
                 batch.tile_position[:] = (context - 1) // PAGE_TOKENS * PAGE_TOKENS
                 tokens += layout.tiles * (int(batch.tile_position[0]) + PAGE_TOKENS)
-            seconds = best_of(lambda p=packed, each=layout: runner.forward(each, p, idle_sampling(each)).tokens)
+            call = functools.partial(runner.forward, layout, packed, idle_sampling(layout))
+            seconds = best_of(lambda call=call: call().tokens)
             latency.calibrate(("forward", layout), seconds, tokens)
 
 

@@ -249,8 +249,9 @@ class Engine:
             new = [each for each in self._catalog.layouts if each not in self._offered]
             for layout in new:
                 self._runner.programs.forward(layout)
-            self.loop.call(self.scheduler.add_layouts, new)
-            self._offered.update(new)
+            if new:
+                self.loop.call(self.scheduler.add_layouts, new)
+                self._offered.update(new)
 
     def _tokenizer(self):
         if self.tokenizer is None:

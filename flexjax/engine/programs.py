@@ -119,15 +119,20 @@ class Programs:
         return self._compile(("sample", rows, level, logprobs), body, shapes, specs, (specs[0], P()), donated=(0,))
 
     def offer_sampling(self, row_sizes: Iterable[int], level: SamplingLevel, logprobs: bool) -> None:
-        """Compile what batches need that hold a request of this level, alone and mixed with all that came before."""
+        """Compile what batches need that hold a request of this level, alone and mixed with all that came before.
+
+        Called for every request: what is there already waits neither for a lock nor for a job that is being compiled.
+        """
+        if level in self._levels and self._logprobs >= logprobs:
+            return
         with self._compiling:
-            self._levels.add(level)
-            self._logprobs |= logprobs
-            for each in self._levels:
+            levels, logprobs = self._levels | {level}, self._logprobs or logprobs
+            for each in levels:
                 for rows in row_sizes:
                     self.sample(rows, each, False)
-                if self._logprobs:
+                if logprobs:
                     self.sample(max(row_sizes), each, True)
+            self._levels, self._logprobs = levels, logprobs
 
     def loss(self, job: JobShape) -> Compiled:  # window of a finished forward
         body = functools.partial(loss_window, self.definition, self.dims, self.kernels)

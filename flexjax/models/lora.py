@@ -41,11 +41,6 @@ def module_widths(config: ModelConfig) -> dict[str, tuple[int, int]]:
     return {**outputs, "gate_proj": (d, ff), "up_proj": (d, ff), "down_proj": (ff, d)}
 
 
-def product_of(module: str) -> str:
-    """The product that computes a module."""
-    return next(product for product, modules in PRODUCTS.items() if module in modules)
-
-
 def no_adapter(product: str, x: jax.Array, y: jax.Array, widths: tuple[int, ...]) -> list[jax.Array]:
     """The adapter of a plain base-model pass."""
     return modules_of(y, widths)
