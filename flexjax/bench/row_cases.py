@@ -28,24 +28,30 @@ LOSS_CALLS = 2
 
 def row_write_case(name: str, model: ModelShape, rows: int, pool_bytes: float) -> KernelCase:
     """Rows to distinct random slots, as decode rows go."""
-    pages, layers = pool_sizes(model.row_width, pool_bytes)
-    case = write_cases.Case(name, model.row_width, rows, 0, pages, layers=1)
+    case = case_of(name, model, rows, pool_bytes)
+    shape = f"{rows} rows of {model.row_width} values, random slots of {case.pages} pages, {MOST_CALLS} layers"
+    return write_case(case, "page_write", shape, prepare_write, row_write_call, write_api.IMPLEMENTATIONS)
+
+
+def case_of(name: str, model: ModelShape, rows: int, pool_bytes: float) -> write_cases.Case:
+    """Rows as wide as a model's, into a pool of at least so many bytes; its layers are written one by one."""
+    pages = -(-round(pool_bytes) // (MOST_CALLS * PAGE * model.row_width * 2))
+    return write_cases.Case(name, model.row_width, rows, 0, pages, layers=1)
+
+
+def write_case(case: write_cases.Case, operation: str, shape: str, prepare, call, implementations) -> KernelCase:
+    """A write of the case's rows in every layer; each row is read and written."""
     return KernelCase(
-        name=name,
-        operation="page_write",
-        shape=f"{rows} rows of {model.row_width} values, random slots of {pages} pages, {layers} layers",
-        bytes=2 * rows * model.row_width * 2,
+        name=case.name,
+        operation=operation,
+        shape=shape,
+        bytes=2 * case.rows * case.width * 2,
         flops=0,
-        calls=layers,
-        prepare=functools.partial(prepare_write, case, layers),
-        call=row_write_call,
-        implementations=tuple(write_api.IMPLEMENTATIONS),
+        calls=MOST_CALLS,
+        prepare=functools.partial(prepare, case, MOST_CALLS),
+        call=call,
+        implementations=tuple(implementations),
     )
-
-
-def pool_sizes(width: int, pool_bytes: float) -> tuple[int, int]:
-    """Pages and layers of a pool of at least so many bytes."""
-    return -(-round(pool_bytes) // (MOST_CALLS * PAGE * width * 2)), MOST_CALLS
 
 
 def prepare_write(case: write_cases.Case, layers: int, implementation: str):
@@ -61,19 +67,10 @@ def row_write_call(implementation: str):
 
 def page_case(name: str, model: ModelShape, rows: int, pool_bytes: float) -> KernelCase:
     """Whole pages of K and V to distinct random pages, as windows and long prompts go."""
-    pages, layers = pool_sizes(model.row_width, pool_bytes)
-    case = write_cases.Case(name, model.row_width, rows, 0, pages, layers=1)
-    return KernelCase(
-        name=name,
-        operation="write_pages",
-        shape=f"{rows // PAGE} pages of {PAGE} rows of {model.row_width} values, {pages} pages, {layers} layers",
-        bytes=2 * rows * model.row_width * 2,
-        flops=0,
-        calls=layers,
-        prepare=functools.partial(prepare_pages, case, layers),
-        call=page_write_call,
-        implementations=tuple(write_api.PAGE_IMPLEMENTATIONS),
-    )
+    case = case_of(name, model, rows, pool_bytes)
+    pages = f"{rows // PAGE} pages of {PAGE} rows of {model.row_width} values"
+    shape = f"{pages}, {case.pages} pages, {MOST_CALLS} layers"
+    return write_case(case, "write_pages", shape, prepare_pages, page_write_call, write_api.PAGE_IMPLEMENTATIONS)
 
 
 def prepare_pages(case: write_cases.Case, layers: int, implementation: str):
