@@ -146,7 +146,9 @@ def columns(records: Sequence[IterationRecord]) -> dict[str, list]:
 
 def read_records(report: Mapping) -> list[IterationRecord]:
     """The iterations of a report that was written by `write_report`."""
-    return [IterationRecord(*values) for values in zip(*report["iterations"].values(), strict=True)]
+    iterations = report["iterations"]
+    rows = zip(*iterations.values(), strict=True)
+    return [IterationRecord(**dict(zip(iterations, values, strict=True))) for values in rows]
 
 
 def finite(value):

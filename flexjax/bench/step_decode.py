@@ -126,8 +126,7 @@ def decode_speed(engine: Engine, plan: StepPlan, rows: int, adapters: Sequence[s
         )
     timed = records[WARM_ITERATIONS:wanted]
     mean = (timed[-1].end - timed[0].start) / len(timed)
-    middle = engine.loop.started + (timed[0].start + timed[-1].end) / 2
-    context = length + fmean(answer.tokens_at(middle) for answer in answers)
+    context = fmean(each.context_tokens for each in timed) / rows
     return DecodeSpeed(mean, median(each.seconds for each in timed), len(timed), context)
 
 

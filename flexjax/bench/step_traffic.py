@@ -2,13 +2,12 @@
 
 import threading
 import time
-from bisect import bisect_right
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
 
 import numpy as np
 
-from flexjax.engine.engine import Engine
+from flexjax.engine.engine import Engine, Submission
 from flexjax.request import RequestOutput, SamplingParams
 
 
@@ -31,10 +30,6 @@ class Answer:
         if output.finish_reason is not None:
             self._output = output
             self._ended.set()
-
-    def tokens_at(self, time: float) -> int:
-        """How many had come by then."""
-        return bisect_right(self.times, time)
 
     @property
     def ended(self) -> bool:
@@ -65,20 +60,16 @@ def submit_together(
     outputs: Sequence[int],
     adapters: Sequence[str | None] = (None,),
 ) -> list[Answer]:
-    """Hand over all prompts at once, from a thread each, since the engine takes commands only between iterations.
+    """Hand over all prompts in one turn of the engine.
 
     Args:
         outputs: tokens of each answer.
         adapters: used in turn.
     """
     answers = [Answer() for _ in prompts]
-
-    def submit(index: int) -> None:
-        adapter = adapters[index % len(adapters)]
-        answers[index].ids = engine.submit(prompts[index], greedy(outputs[index]), adapter, answers[index])
-
-    with ThreadPoolExecutor(len(prompts), thread_name_prefix="traffic") as pool:
-        list(pool.map(submit, range(len(prompts))))
+    each = zip(prompts, map(greedy, outputs), cycle(adapters), answers)
+    for answer, ids in zip(answers, engine.submit_all([Submission(*parts) for parts in each]), strict=True):
+        answer.ids = ids
     return answers
 
 

@@ -9,9 +9,10 @@ import os
 import queue
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from flexjax.config import EngineConfig, from_table, load_tables
 from flexjax.engine.adapters import AdapterTable, AdapterVersion, UnknownAdapter
@@ -36,6 +37,16 @@ from flexjax.weights.source import open_model
 logger = logging.getLogger(__name__)
 
 Prompt = str | list[int]
+
+
+class Submission(NamedTuple):
+    """A prompt for `Engine.submit_all`; its fields are the arguments of `Engine.submit`."""
+
+    prompt: list[int]
+    sampling: SamplingParams | None
+    adapter: str | None
+    listener: queue.SimpleQueue
+    priority: int = 0
 
 
 class Engine:
@@ -161,11 +172,20 @@ class Engine:
         priority: int = 0,
     ) -> list[int]:
         """Queue a prompt; ``listener`` receives a snapshot after every token. Returns the ids of its n requests."""
-        sampling = self.sampling_defaults() if sampling is None else sampling
-        self._require_programs(sampling)
-        new = self._requests(prompt, sampling, priority)
-        self.loop.call(self._add_requests, new, adapter, listener)
-        return [request.id for request, _ in new]
+        (ids,) = self.submit_all([Submission(prompt, sampling, adapter, listener, priority)])
+        return ids
+
+    def submit_all(self, submissions: Sequence[Submission]) -> list[list[int]]:
+        """Queue several prompts between the same two iterations, so that the first step can take as many as fit.
+
+        Returns the ids of each submission's requests. If one is refused, none is queued.
+        """
+        settled = [each._replace(sampling=each.sampling or self.sampling_defaults()) for each in submissions]
+        for sampling in {each.sampling for each in settled}:
+            self._require_programs(sampling)
+        made = [self._requests(each.prompt, each.sampling, each.priority) for each in settled]
+        self.loop.call(self._add_all, settled, made)
+        return [[request.id for request, _ in new] for new in made]
 
     def cancel(self, request_ids: list[int]) -> None:
         """End requests at once, with finish reason "abort"; those that have ended are left as they are."""
@@ -184,17 +204,15 @@ class Engine:
         return ids
 
     def _run_all(self, prompts: list[list[int]], sampling: SamplingParams | None, adapter) -> list[RequestOutput]:
-        """All prompts join the queue between two iterations, so that the first step can take as many as fit."""
-        sampling = self.sampling_defaults() if sampling is None else sampling
-        self._require_programs(sampling)
-        batches = [(self._requests(prompt, sampling, priority=0), queue.SimpleQueue()) for prompt in prompts]
+        """Submit all and wait for all; they are cancelled if the wait ends early."""
+        listeners = [queue.SimpleQueue() for _ in prompts]
+        pairs = zip(prompts, listeners, strict=True)
+        ids = self.submit_all([Submission(prompt, sampling, adapter, listener) for prompt, listener in pairs])
         try:
-            self.loop.call(lambda: [self._add_requests(new, adapter, listener) for new, listener in batches])
-            ids = [[request.id for request, _ in new] for new, _ in batches]
-            pairs = zip(ids, batches, strict=True)
-            return [output for each, (_, listener) in pairs for output in self._collect(each, listener)]
+            pairs = zip(ids, listeners, strict=True)
+            return [output for each, listener in pairs for output in self._collect(each, listener)]
         except BaseException:
-            self.cancel([request.id for new, _ in batches for request, _ in new])
+            self.cancel([each for group in ids for each in group])
             raise
 
     def _requests(self, prompt: list[int], sampling: SamplingParams, priority: int) -> list[tuple[Request, int]]:
@@ -224,9 +242,13 @@ class Engine:
         )
         return request, index
 
-    def _add_requests(self, new: list[tuple[Request, int]], adapter: str | None, listener) -> None:
-        """On the engine's thread: pin the adapter's newest version and queue the requests."""
-        version = self.adapters.find(adapter)
+    def _add_all(self, submissions: Sequence[Submission], made: Sequence[list[tuple[Request, int]]]) -> None:
+        """On the engine's thread: pin each adapter's newest version and queue the requests, or queue none."""
+        versions = [self.adapters.find(each.adapter) for each in submissions]
+        for submission, version, new in zip(submissions, versions, made, strict=True):
+            self._add_requests(new, version, submission.listener)
+
+    def _add_requests(self, new: list[tuple[Request, int]], version: AdapterVersion, listener) -> None:
         for request, index in new:
             request = replace(request, adapter_version=version.version)
             seed = request.sampling.seed

@@ -20,6 +20,7 @@ class IterationRecord:
         finetune_slots: finetuning tokens computed in the forward step.
         loss_units, backward_units, updates: calls of these programs.
         inference_share: part of the time owed to requests, 0 .. 1; the rest is finetuning's.
+        context_tokens: key positions read, as in `Iteration`; reports of older versions do not have them.
     """
 
     index: int
@@ -34,6 +35,7 @@ class IterationRecord:
     backward_units: int
     updates: int
     inference_share: float
+    context_tokens: int = 0
 
     @property
     def end(self) -> float:
@@ -74,4 +76,5 @@ def record_of(iteration: Iteration, start: float, seconds: float, serving_second
         backward_units=kinds.count(UnitKind.BACKWARD),
         updates=kinds.count(UnitKind.UPDATE),
         inference_share=share if iteration.decode or iteration.prompts else 0.0,
+        context_tokens=iteration.context_tokens,
     )

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from flexjax.engine.adapters import UnknownAdapter
+from flexjax.engine.engine import Submission
 from flexjax.engine.loop import EngineStopped
 from flexjax.request import SamplingParams
 from tests.ladder import Model
@@ -163,6 +164,18 @@ def test_prompts_that_cannot_run_are_refused(engine, prompt, message):
 def test_an_unknown_adapter_is_an_error_and_never_the_base_model(engine):
     with pytest.raises(UnknownAdapter, match="'nobody' is not loaded; loaded adapters: none"):
         engine.generate(["hello"], greedy(2), adapter="nobody")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [({"adapter": "nobody"}, UnknownAdapter, "'nobody' is not"), ({"prompt": [5] * 256}, ValueError, "256 tokens")],
+)
+def test_if_one_of_several_prompts_is_refused_none_is_queued(engine, wrong, error, message):
+    good = Submission(list(b"hello"), greedy(200), None, queue.SimpleQueue())
+    with pytest.raises(error, match=message):
+        engine.submit_all([good, good._replace(**wrong)])
+    statistics = engine.loop.call(lambda: engine.scheduler.statistics)
+    assert statistics.running == statistics.waiting == 0 and good.listener.empty()
 
 
 def test_answers_end_at_the_context_limit(engine):
