@@ -3,7 +3,10 @@ kernels take: prompts, decode rows, two adapters in one batch, and the gradients
 
 import dataclasses
 import functools
+import os
+from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -34,8 +37,19 @@ def model() -> Model:
     return Model.random(CONFIG)
 
 
-def rig_with(kernels: Kernels, **options) -> Rig:
-    return Rig(model(), dtype=jnp.bfloat16, kernels=kernels, pages=200, **options)
+@pytest.fixture(params=["random", "real"])
+def served(request) -> Model:
+    """The random model, and the first layers of a real one."""
+    if request.param == "random":
+        return model()
+    folder = os.environ.get("FLEXJAX_FIRST_LAYERS")
+    if not folder:
+        pytest.skip("FLEXJAX_FIRST_LAYERS names no model: see scripts/first_layers.py")
+    return Model.from_directory(Path(folder))
+
+
+def rig_with(kernels: Kernels, model: Model, **options) -> Rig:
+    return Rig(model, dtype=jnp.bfloat16, kernels=kernels, pages=200, **options)
 
 
 def test_which_kernels_are_used():
@@ -48,22 +62,25 @@ def test_which_kernels_are_used():
     assert Kernels.for_model("cpu", CONFIG, jnp.bfloat16) == Kernels()
 
 
-def serving_error(kernels: Kernels) -> float:
-    """Largest error of a log-probability of two prompts of different adapters and of six tokens decoded after each."""
-    rig, factors = rig_with(kernels), [model().factors(rank, seed) for rank, seed in ((8, 1), (16, 2))]
-    errors = []
+def serving_error(kernels: Kernels, model: Model) -> float:
+    """Largest error of a log-probability of two prompts of different adapters and of six tokens decoded after each;
+    what is exact is computed on the CPU."""
+    rig, factors = rig_with(kernels, model), [model.factors(rank, seed) for rank, seed in ((8, 1), (16, 2))]
+    errors, cpu = [], jax.devices("cpu")[0]
     for number, name in enumerate(("one", "two")):
         version = rig.load(name, factors[number], SCALE)
-        rig.seat(number, row=number, tokens=model().tokens(150, seed=number), adapter=version, room=8)
+        rig.seat(number, row=number, tokens=model.tokens(150, seed=number), adapter=version, room=8)
     for number in range(2):
         output = rig.step(PROMPT, prompts=[(number, 0, 150)])
-        exact = model().dense.logprobs(rig.serving[number].tokens[:150], factors[number], SCALE)
+        with jax.default_device(cpu):
+            exact = model.dense.logprobs(rig.serving[number].tokens[:150], factors[number], SCALE)
         _, ids, values = (array[:149] for array in output.prompt_logprobs)
         errors.append(np.abs(values - np.take_along_axis(exact[:149], ids, axis=1)).max())
     for _ in range(6):
         output = rig.step(DECODE, decode=(0, 1))
         for number in range(2):
-            exact = model().dense.logprobs(rig.serving[number].tokens[:-1], factors[number], SCALE)[-1]
+            with jax.default_device(cpu):
+                exact = model.dense.logprobs(rig.serving[number].tokens[:-1], factors[number], SCALE)[-1]
             _, ids, values = (array[number] for array in output.logprobs)
             errors.append(np.abs(values - exact[ids]).max())
     return float(max(errors))
@@ -71,13 +88,15 @@ def serving_error(kernels: Kernels) -> float:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("more", [{}, LORA], ids=["chosen", "all"])
-def test_serving(more):
-    assert serving_error(dataclasses.replace(KERNELS, **more)) < SLACK * serving_error(Kernels())
+def test_serving(more, served):
+    kernels = Kernels.for_model("gpu", served.config, jnp.bfloat16)
+    ours = serving_error(dataclasses.replace(kernels, **more), served)
+    assert ours < SLACK * serving_error(Kernels(), served)
 
 
 def gradient_errors(kernels: Kernels) -> dict[tuple[str, str], float]:
     """Error of every factor's gradient relative to its norm; two packed sequences, windows that cut the first."""
-    rig, factors = rig_with(kernels, tape=FULL), model().factors(rank=16, seed=7)
+    rig, factors = rig_with(kernels, model(), tape=FULL), model().factors(rank=16, seed=7)
     tokens = [model().tokens(length, seed=length) for length in (180, 100)]
     rig.begin(factors, SCALE)
     rig.hold(0, *pack_group([example(each) for each in tokens], MICROBATCH, 0, 0))

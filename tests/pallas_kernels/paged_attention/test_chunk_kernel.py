@@ -7,8 +7,7 @@ import pytest
 
 from pallas_kernels.paged_attention.api import paged_attention
 from pallas_kernels.paged_attention.cases import Case
-
-PAGE = 64
+from tests.pallas_kernels.paged_attention.oracle import ON_BOTH, assert_close, dense
 
 ALIGNED = Case("prompt chunk, group of 4", 4, 1, 128, 64, (192, 256, 320), (64, 64, 23), 6, one_sequence=True)
 UNALIGNED = Case("any position, group of 3", 6, 2, 64, 64, (0, 5, 100, 190), (1, 64, 64, 33), 4, layers=3)
@@ -22,37 +21,7 @@ CASES = (
     Case("float16", 2, 1, 64, 64, (60,), (64,), 2, dtype="float16"),
 )
 
-ON_BOTH = pytest.mark.parametrize(
-    "implementation", ["mosaic_gpu_interpreted", pytest.param("mosaic_gpu", marks=pytest.mark.gpu)]
-)
-
 run = jax.jit(paged_attention, static_argnames=("kv_heads", "scale", "implementation"))
-
-
-def dense(q, pool, layer, tables, positions, lengths, *, kv_heads, scale):
-    """out and lse in float64, one tile and head at a time, over all keys that the tile's last query sees."""
-    tiles, queries, heads, head_size = q.shape
-    out, lse = np.zeros(q.shape), np.zeros((tiles, queries, heads))
-    for tile in np.flatnonzero(lengths):
-        there = slice(lengths[tile])
-        context = positions[tile] + lengths[tile]
-        pages = pool[layer, tables[tile, : -(-context // PAGE)]].astype(np.float64)
-        keys, values = pages.reshape(-1, 2, kv_heads, head_size)[:context].transpose(1, 2, 0, 3)
-        behind = np.arange(context) > positions[tile] + np.arange(lengths[tile])[:, None]
-        for head in range(heads):
-            scores = q[tile, there, head].astype(np.float64) @ keys[head * kv_heads // heads].T * scale
-            scores[behind] = -np.inf
-            lse[tile, there, head] = np.logaddexp.reduce(scores, axis=1)
-            weights = np.exp(scores - lse[tile, there, head, None])
-            out[tile, there, head] = weights @ values[head * kv_heads // heads]
-    return out, lse
-
-
-def assert_close(got, expected):
-    """Weights are rounded to bfloat16 (relative error 2**-9, both ways), and so is the result; values are near 1."""
-    out, lse = got
-    np.testing.assert_allclose(np.asarray(out, np.float64), expected[0], rtol=2.0**-7, atol=2.0**-7)
-    np.testing.assert_allclose(lse, expected[1], rtol=1e-5, atol=1e-5)
 
 
 @ON_BOTH

@@ -10,8 +10,7 @@ import pytest
 from pallas_kernels.paged_attention.api import paged_attention, plan_paged_attention
 from pallas_kernels.paged_attention.cases import ALONE, EDGES, Case
 from pallas_kernels.paged_attention.plan import plan_decode
-
-PAGE = 64
+from tests.pallas_kernels.paged_attention.oracle import ON_BOTH, PAGE, assert_close, dense
 
 CASES = (
     Case("edges of pages, group of 3", 9, 3, 64, 1, EDGES, ALONE, 4, layers=3),
@@ -22,25 +21,6 @@ CASES = (
     Case("every row inactive", 4, 2, 64, 1, (0, 64), (0, 0), 3),
 )
 
-ON_BOTH = pytest.mark.parametrize(
-    "implementation", ["mosaic_gpu_interpreted", pytest.param("mosaic_gpu", marks=pytest.mark.gpu)]
-)
-
-
-def dense(q, pool, layer, tables, positions, lengths, *, kv_heads, scale):
-    """out and lse of decode rows in float64, one head at a time."""
-    rows, _, heads, head_size = q.shape
-    out, lse = np.zeros(q.shape), np.zeros((rows, 1, heads))
-    for row in np.flatnonzero(lengths):
-        context = positions[row] + 1
-        pages = pool[layer, tables[row, : -(-context // PAGE)]].astype(np.float64)
-        k, v = pages.reshape(-1, 2, kv_heads, head_size)[:context].transpose(1, 2, 0, 3)
-        for head in range(heads):
-            scores = k[head * kv_heads // heads] @ q[row, 0, head].astype(np.float64) * scale
-            lse[row, 0, head] = np.logaddexp.reduce(scores)
-            out[row, 0, head] = np.exp(scores - lse[row, 0, head]) @ v[head * kv_heads // heads]
-    return out, lse
-
 
 @functools.partial(jax.jit, static_argnames=("kv_heads", "scale", "implementation", "planned"))
 def run(q, pool, layer, tables, positions, lengths, *, kv_heads, scale, implementation, planned=True):
@@ -48,13 +28,6 @@ def run(q, pool, layer, tables, positions, lengths, *, kv_heads, scale, implemen
     plan = plan_paged_attention(positions, lengths, implementation=implementation, **sizes) if planned else None
     options = {"kv_heads": kv_heads, "scale": scale, "implementation": implementation, "plan": plan}
     return paged_attention(q, pool, layer, tables, positions, lengths, **options)
-
-
-def assert_close(got, expected):
-    """Weights are rounded to bfloat16 (relative error 2**-9, both ways), and so is the result; values are near 1."""
-    out, lse = got
-    np.testing.assert_allclose(np.asarray(out, np.float64), expected[0], rtol=2.0**-7, atol=2.0**-7)
-    np.testing.assert_allclose(lse, expected[1], rtol=1e-5, atol=1e-5)
 
 
 @ON_BOTH
