@@ -36,3 +36,19 @@ def byte_tokenizer() -> tokenizers.Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(SPECIAL))
     return tokenizer
+
+
+ENGINE = dict(
+    dtype="float32",
+    max_model_len=256,
+    max_rows=4,
+    row_sizes=(4,),
+    chunk_sizes=(128,),
+    pages=120,
+    microbatch_tokens=256,
+    backward_window=128,
+    max_adapters=12,
+    adapter_rank_capacity=96,
+)
+"""Fields of `EngineConfig` for such a model: sequences of the tests take several pages, their groups several
+microbatches, and those several windows."""

@@ -7,7 +7,7 @@ import pytest
 from flexjax.config import EngineConfig
 from flexjax.engine.engine import Engine
 from flexjax.finetuning.job import FinetuneJob
-from tests.tiny_model import write_tiny_model
+from tests.tiny_model import ENGINE, write_tiny_model
 
 ROWS = tuple(
     {"prompt": f"{a} and {b} make", "completion": f" {a + b} of them, said number {a}!"}
@@ -26,21 +26,8 @@ def new_engine(tiny_model, compilation_cache) -> Callable[..., Engine]:
     """Starts an engine; its compiled programs are shared with the others through the persistent cache."""
 
     def start(**settings) -> Engine:
-        defaults = dict(
-            model=str(tiny_model),
-            dtype="float32",
-            max_model_len=256,
-            max_rows=4,
-            row_sizes=(4,),
-            chunk_sizes=(128,),
-            pages=120,
-            microbatch_tokens=256,
-            backward_window=128,
-            max_adapters=12,
-            adapter_rank_capacity=96,
-            compilation_cache=compilation_cache,
-        )
-        return Engine.from_config(EngineConfig(**{**defaults, **settings}))
+        own = {"model": str(tiny_model), "compilation_cache": compilation_cache}
+        return Engine.from_config(EngineConfig(**{**ENGINE, **own, **settings}))
 
     return start
 

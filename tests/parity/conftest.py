@@ -14,6 +14,7 @@ from flexjax.engine.engine import Engine
 from flexjax.engine.programs import COMPILER_OPTIONS
 from tests.dense_model import QUICK
 from tests.parity.tiny_pair import MODELS, write_model
+from tests.tiny_model import ENGINE
 
 REFERENCE = Path(__file__).with_name("reference.py")
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "OMP_NUM_THREADS": "1"}
@@ -52,18 +53,4 @@ def engines(ask_reference, models, tmp_path_factory) -> Iterator[dict[str, Engin
 
 
 def settings(model: Path, cache: str) -> EngineConfig:
-    """Sequences of the tests take several pages, their groups several microbatches, and those several windows."""
-    return EngineConfig(
-        model=str(model),
-        dtype="float32",
-        max_model_len=256,
-        max_rows=4,
-        row_sizes=(4,),
-        chunk_sizes=(128,),
-        pages=120,
-        microbatch_tokens=256,
-        backward_window=128,
-        max_adapters=12,
-        adapter_rank_capacity=96,
-        compilation_cache=cache,
-    )
+    return EngineConfig(**ENGINE, model=str(model), compilation_cache=cache)
