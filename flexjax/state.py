@@ -17,6 +17,10 @@ from flexjax.models.lora import MODULES, PRODUCTS, ROW_PARALLEL, module_widths
 TAPE_NAMES = ("x", "q", "attention", "mid", "gate", "up")
 """Named inputs of the decoder's stages, in the order in which a layer makes them; "attention" with its log-sum-exp."""
 
+LSE = "lse"
+"""The log-sum-exp where it is a name of the tape. Its column would be almost empty, so that it is one only where the
+page of the final hidden state, which uses few of its layers, has no room for the log-sum-exps of all layers."""
+
 UNTAPED_COLUMNS = 2
 """Pages that 64 tokens of a finetuning sequence take besides its tape: keys and values, and the final hidden state."""
 
@@ -26,7 +30,7 @@ class TapeLayout:
     """Which named activations a tape keeps and where: each takes whole pages ("columns") per 64 tokens, in every layer.
 
     Attributes:
-        names: a subset of TAPE_NAMES, in that order, with "x".
+        names: a subset of TAPE_NAMES, in that order, with "x"; then LSE, if the tape keeps it.
         widths: values per token of each name (per shard).
         row: values in a row of the page pool (per shard).
     """
@@ -87,13 +91,22 @@ class Dimensions:
     @property
     def tape_layout(self) -> TapeLayout:
         model = self.model
-        heads = model.num_heads // self.tp
-        # bf16 keeps a float32 log-sum-exp as two halves
-        lse = heads * (2 if jnp.dtype(self.dtype).itemsize == 2 else 1)
         ff, hidden = model.intermediate_size // self.tp, model.hidden_size // self.tp
-        attention = heads * model.head_dim
-        widths = dict(x=hidden, q=attention, attention=attention + lse, mid=hidden, gate=ff, up=ff)
-        return TapeLayout(self.tape, tuple(widths[n] for n in self.tape), self.page_row // self.tp)
+        heads = model.num_heads // self.tp * model.head_dim
+        widths = dict(x=hidden, q=heads, attention=heads, mid=hidden, gate=ff, up=ff, lse=self.lse_width)
+        names = self.tape if self.lse_follows_final or "attention" not in self.tape else (*self.tape, LSE)
+        return TapeLayout(names, tuple(widths[n] for n in names), self.page_row // self.tp)
+
+    @property
+    def lse_width(self) -> int:
+        """Values of a token's log-sum-exp, per layer and shard: float32, which two-byte dtypes keep as two halves."""
+        return self.model.num_heads // self.tp * (4 // jnp.dtype(self.dtype).itemsize)
+
+    @property
+    def lse_follows_final(self) -> bool:
+        """Whether the log-sum-exps of all layers lie behind the final hidden state, on its page."""
+        model, layers = self.model, self.model.num_layers
+        return model.hidden_size // self.tp + layers * self.lse_width <= layers * self.page_row // self.tp
 
     @property
     def pages_per_block(self) -> int:
@@ -144,7 +157,8 @@ class Gradients:
         a: module -> [layers, in, r] float32; b: module -> [layers, r, out] float32: sums since the last update. A
             factor that shards replicate has a leading axis over shards, summed by the update (`summed_over_shards`).
         hidden: [microbatch, d], cotangent of the output of the layer below the one just pulled back.
-        d_k: [microbatch, Hkv, D] float32, what later windows left for the keys of the current layer; d_v the same.
+        d_k: [microbatch, Hkv, D] float32, what later windows left for the keys of the current layer, 0 for windows that
+            have been pulled back; d_v the same.
     """
 
     a: dict[str, jax.Array]

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
+from jax.experimental.mosaic import gpu as mgpu
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 WGMMA = plgpu.Layout.WGMMA
@@ -20,6 +21,13 @@ PER_COLUMN = plgpu.Layout.WGMMA.reduce(0)
 """One value for each column of such a tile."""
 
 INTERPRETER = plgpu.InterpretGPUParams(detect_races=True)
+
+
+@plgpu.inline_mgpu()
+def fence(_):
+    """What this thread wrote to memory is there for all that it signals next, and it sees what those wrote that
+    signalled it: the barrier of a cluster alone does that for shared memory only."""
+    mgpu.utils.inline_ptx("fence.acq_rel.gpu;", has_side_effects=True)
 
 
 def whole(*arrays):

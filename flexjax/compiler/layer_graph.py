@@ -22,7 +22,7 @@ from flexjax.models.decoder import DecoderLayer
 from flexjax.models.lora import TrainedAdapter, module_widths
 
 NAMES = ("x", "q", "attention", "mid", "gate", "up")
-"""Named inputs of a layer's stages, in the order in which the layer makes them. "attention" carries its log-sum-exp."""
+"""Named inputs of a layer's stages, in the order in which the layer makes them; "attention" with its log-sum-exp."""
 
 TOKENS = 61
 """Slots of the traced layer: a prime, so that no width of a model is mistaken for the token axis."""
@@ -90,8 +90,8 @@ class LayerGraph:
     shapes: dict[str, Any]
     context: int
 
-    def stages(self) -> tuple[Graph, ...]:
-        """qkv, attention, output and mlp_input: how each name follows from earlier ones."""
+    def stage(self, outputs: tuple[str, ...]) -> Graph:
+        """How q, attention, mid, or gate and up, or one of these two, follow from earlier names."""
 
         def attention(v):
             return {"attention": tuple(attention_op.bind(v["q"], v["k"], v["v"], context=self.context))}
@@ -103,10 +103,12 @@ class LayerGraph:
             return {"mid": self.layer(v).output_stage(v["x"], v["attention"][0], adapter(v["params"]))}
 
         def mlp_input(v):
-            gate, up = self.layer(v).mlp_input_stage(v["mid"], adapter(v["params"]))
+            only = outputs[0] if len(outputs) == 1 else None
+            gate, up = self.layer(v).mlp_input_stage(v["mid"], adapter(v["params"]), only)
             return {"gate": gate, "up": up}
 
-        return tuple(trace(stage, self.shapes) for stage in (qkv, attention, output, mlp_input))
+        single = {("q",): qkv, ("attention",): attention, ("mid",): output}
+        return trace(single.get(outputs, mlp_input), self.shapes).reduced(frozenset(outputs))
 
     def pull_back(self) -> Graph:
         """From the cotangent of the layer's output to "d_x" and "d_params", stage by stage."""

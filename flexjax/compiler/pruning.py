@@ -12,7 +12,7 @@ from math import ceil
 
 import jax.numpy as jnp
 
-from flexjax.compiler.layer_graph import NAMES, Graph, layer_graph
+from flexjax.compiler.layer_graph import NAMES, LayerGraph, layer_graph
 from flexjax.fields import ConfigError
 from flexjax.models.config import ModelConfig
 from flexjax.models.lora import MODULES
@@ -147,13 +147,15 @@ def pruning_table(
     graph = layer_graph(config, modules, dtype, rank, mean_context)
     outputs = frozenset({"d_params"} if lowest else {"d_params", "d_x"})
     needed = set(graph.pull_back().reduced(outputs).inputs)
-    item, widths = jnp.dtype(dtype).itemsize, name_widths(config, dtype, tp)
+    item, widths = jnp.dtype(dtype).itemsize, name_widths(config, tp)
     row = config.num_kv_heads * 2 * config.head_dim // tp
+    columns = {name: ceil(width / row) for name, width in widths.items()}
+    columns["attention"] += not lse_finds_room(config, item, row, tp)
     return PruningTable(
         modules=modules,
         lowest=lowest,
-        costs=tuple(NameCost(n, n in needed, widths[n] * tp * item, ceil(widths[n] / row)) for n in NAMES),
-        recomputes=tuple(chain.from_iterable(map(stage_runs, graph.stages(), STAGE_OUTPUTS))),
+        costs=tuple(NameCost(n, n in needed, widths[n] * tp * item, columns[n]) for n in NAMES),
+        recomputes=tuple(chain.from_iterable(stage_runs(graph, outputs) for outputs in STAGE_OUTPUTS)),
         column_bytes=row * tp * item,
         autodiff_bytes=graph.autodiff_bytes_per_token(),
     )
@@ -168,8 +170,8 @@ def checked_modules(modules: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in MODULES if name in modules)
 
 
-def name_widths(config: ModelConfig, dtype, tp: int) -> dict[str, int]:
-    """Values per token and shard of every name. Two-byte dtypes keep the float32 log-sum-exp as two halves."""
+def name_widths(config: ModelConfig, tp: int) -> dict[str, int]:
+    """Values per token and shard of every name; the log-sum-exp is not counted."""
     divided = {
         "num_attention_heads": config.num_heads,
         "num_key_value_heads": config.num_kv_heads,
@@ -179,14 +181,20 @@ def name_widths(config: ModelConfig, dtype, tp: int) -> dict[str, int]:
     for size, value in divided.items():
         if value % tp:
             raise ConfigError(f"{size} is {value}, which tp = {tp} does not divide; lower tp")
-    d, ff, heads = config.hidden_size // tp, config.intermediate_size // tp, config.num_heads // tp
-    q, lse = heads * config.head_dim, heads * (4 // jnp.dtype(dtype).itemsize)
-    return {"x": d, "q": q, "attention": q + lse, "mid": d, "gate": ff, "up": ff}
+    d, ff, q = config.hidden_size // tp, config.intermediate_size // tp, config.num_heads // tp * config.head_dim
+    return {"x": d, "q": q, "attention": q, "mid": d, "gate": ff, "up": ff}
 
 
-def stage_runs(stage: Graph, outputs: tuple[str, ...]) -> list[Recompute]:
-    """The stage's cost for every set of its outputs."""
+def lse_finds_room(config: ModelConfig, item: int, row: int, tp: int) -> bool:
+    """Whether the float32 log-sum-exps of all layers fit on the page that the final hidden state takes anyway.
+    Otherwise they have a column of their own."""
+    used = config.hidden_size // tp + config.num_layers * config.num_heads // tp * (4 // item)
+    return used <= config.num_layers * row
+
+
+def stage_runs(layer: LayerGraph, outputs: tuple[str, ...]) -> list[Recompute]:
+    """A stage's cost for every set of its outputs."""
     sets = chain.from_iterable(combinations(outputs, size) for size in range(1, len(outputs) + 1))
-    reduced = {names: stage.reduced(frozenset(names)) for names in sets}
+    reduced = {names: layer.stage(names) for names in sets}
     read = lambda graph: tuple(name for name in NAMES if name in graph.inputs)
     return [Recompute(names, read(graph), graph.flops_per_token) for names, graph in reduced.items()]

@@ -58,11 +58,18 @@ class DecoderLayer(nnx.Module):
         (y,) = adapter("o", flat, flat @ self.o[...], x.shape[1:])
         return x + self._reduced(y)
 
-    def mlp_input_stage(self, mid: jax.Array, adapter) -> tuple[jax.Array, jax.Array]:
-        """mid [T, d] -> gate and up, each [T, ff] (local columns)."""
+    def mlp_input_stage(self, mid: jax.Array, adapter, only: str | None = None) -> tuple[jax.Array, jax.Array]:
+        """mid [T, d] -> gate and up, each [T, ff] (local columns). With ``only`` "gate" or "up", at half the cost, that
+        one; the other is not to be used."""
         h = self._replicated(rms_norm(mid, self.post_norm[...], self.config.rms_norm_eps))
-        fused = h @ self.gate_up[...]
-        gate, up = adapter("gate_up", h, fused, (fused.shape[-1] // 2,) * 2)
+        width = self.gate_up[...].shape[-1] // 2
+        if only is None:
+            fused = h @ self.gate_up[...]
+        else:
+            halves = dict(zip(("gate", "up"), jnp.split(self.gate_up[...], 2, axis=-1), strict=True))
+            parts = [h @ half if name == only else jnp.zeros((len(h), width), h.dtype) for name, half in halves.items()]
+            fused = jnp.concatenate(parts, axis=-1)
+        gate, up = adapter("gate_up", h, fused, (width, width))
         return gate, up
 
     def mlp_output_stage(self, mid: jax.Array, gate: jax.Array, up: jax.Array, adapter) -> jax.Array:

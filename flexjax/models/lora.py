@@ -7,6 +7,7 @@ its own contribution.
 
 import functools
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -103,6 +104,8 @@ class ResidentAdapters:
         scale: [adapters] float32.
         plan: of `plan_lora_expand`, the same for every layer.
         dropout: applied to the input of slots that ask for it.
+        few_rows: (product, x) -> x A of every module, side by side, [T, modules * R] float32, in place of the product
+            with ``a``; None where there are more slots than it takes.
     """
 
     a: dict[str, jax.Array]
@@ -114,6 +117,7 @@ class ResidentAdapters:
     implementation: str
     plan: Any = None
     dropout: Dropout | None = None
+    few_rows: Callable[[str, jax.Array], jax.Array] | None = None
 
     def __call__(self, product: str, x: jax.Array, y: jax.Array, widths: tuple[int, ...]) -> list[jax.Array]:
         y = lora_expand(
@@ -128,7 +132,7 @@ class ResidentAdapters:
         """x A of every module, side by side, [T, modules * R] float32; dropout differs from module to module."""
         project = lambda x, a: jnp.dot(x, a, preferred_element_type=jnp.float32)
         if self.dropout is None:
-            return project(x, self.a[product])
+            return project(x, self.a[product]) if self.few_rows is None else self.few_rows(product, x)
         modules = PRODUCTS[product]
         parts = zip(modules, jnp.split(self.a[product], len(modules), axis=-1), strict=True)
         return jnp.concatenate([project(self.dropout(name, x), a) for name, a in parts], axis=-1)
@@ -150,37 +154,67 @@ class TrainedAdapter:
     dropout: Dropout | None = None
 
     def __call__(self, product: str, x: jax.Array, y: jax.Array, widths: tuple[int, ...]) -> list[jax.Array]:
-        parts = zip(PRODUCTS[product], modules_of(y, widths), strict=True)
-        return [self.added(name, x, part) for name, part in parts]
+        """Modules of a product read the same x: one operation for those that are adapted. Dropout hides other values of
+        x from each, so that they are operations of their own."""
+        parts = dict(zip(PRODUCTS[product], modules_of(y, widths), strict=True))
+        own = [name for name in parts if name in self.a]
+        if self.dropout is None:
+            return list((parts | self.added(own, x, parts)).values())
+        for name in own:
+            parts |= self.added([name], self.dropout(name, x), parts)
+        return list(parts.values())
 
-    def added(self, name: str, x: jax.Array, y: jax.Array) -> jax.Array:
-        """One module's output with the adapter's part, rounded once."""
-        if name not in self.a:
-            return y
-        x = x if self.dropout is None else self.dropout(name, x)
-        delta = single_lora(self.implementation, x, self.a[name], self.b[name], self.scale)
-        return (y.astype(jnp.float32) + delta).astype(y.dtype)
+    def added(self, names: list[str], x: jax.Array, parts: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """These modules' outputs with the adapter's part."""
+        of_names = lambda values: tuple(values[name] for name in names)
+        factors = of_names(self.a), of_names(self.b)
+        ys = low_rank_added(self.implementation, x, of_names(parts), *factors, self.scale) if names else ()
+        return dict(zip(names, ys, strict=True))
+
+
+Each = tuple[jax.Array, ...]
+"""One array for each module."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def single_lora(implementation: str, x: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
-    """x [T, in], a [in, r], b [r, out] float32, scale scalar -> (x A) scale B, [T, out] float32.
+def low_rank_added(implementation: str, x: jax.Array, ys: Each, a: Each, b: Each, scale: jax.Array) -> Each:
+    """Adds (x A) scale B of every module to its y, rounded once.
 
     Rounds where `lora_expand` rounds, so that a backward pass recomputes what the forward pass saw.
+
+    Args:
+        x: [T, in], which the modules share; ys: [T, out] each, with an out of its own.
+        a: [in, r] float32, b: [r, out] float32.
+        scale: float32 scalar.
     """
-    h = jnp.dot(x, a.astype(x.dtype), preferred_element_type=jnp.float32) * scale
-    return jnp.dot(h.astype(x.dtype), b.astype(x.dtype), preferred_element_type=jnp.float32)
+    return _low_rank_forward(implementation, x, ys, a, b, scale)[0]
 
 
-def _single_lora_forward(implementation, x, a, b, scale):
-    return single_lora(implementation, x, a, b, scale), (x, a, b, scale)
+def _low_rank_forward(implementation, x, ys, a, b, scale):
+    low = lambda a: (jnp.dot(x, a.astype(x.dtype), preferred_element_type=jnp.float32) * scale).astype(x.dtype)
+    h = tuple(map(low, a))
+    return tuple(map(_plus_product, ys, h, b)), (x, h, a, b, scale)
 
 
-def _single_lora_backward(implementation, residuals, d_y):
-    x, a, b, scale = residuals
-    factors = a.astype(x.dtype), b.astype(x.dtype)
-    d_a, d_b, d_x = grouped_lora_grad(x, d_y.astype(x.dtype), *factors, scale, implementation=implementation)
-    return d_x, d_a, d_b, jnp.zeros_like(scale)
+def _plus_product(y, h, b):
+    delta = jnp.dot(h, b.astype(h.dtype), preferred_element_type=jnp.float32)
+    delta = jax.lax.optimization_barrier(delta)  # else a GPU's product adds onto y in float32: twice the bytes to move
+    return (y.astype(jnp.float32) + delta).astype(y.dtype)
 
 
-single_lora.defvjp(_single_lora_forward, _single_lora_backward)
+def _low_rank_backward(implementation, residuals, d_ys):
+    """One call, on cotangents side by side: the frozen product's gradient reads them so as well, and one array is made
+    for both."""
+    x, h, a, b, scale = residuals
+    widths, factors = tuple(d_y.shape[1] for d_y in d_ys), [beside(each).astype(x.dtype) for each in (a, b)]
+    d_y = beside(d_ys).astype(x.dtype)
+    options = dict(widths=widths, h=beside(h), implementation=implementation)
+    d_a, d_b, d_x = grouped_lora_grad(x, d_y, *factors, scale, **options)
+    return d_x, d_ys, tuple(jnp.split(d_a, len(a), axis=-1)), tuple(modules_of(d_b, widths)), jnp.zeros_like(scale)
+
+
+low_rank_added.defvjp(_low_rank_forward, _low_rank_backward)
+
+
+def beside(arrays: Each) -> jax.Array:
+    return jnp.concatenate(arrays, axis=-1)

@@ -16,13 +16,16 @@ from flexjax.layout import PAGE_TOKENS, SlotLayout
 from flexjax.models.decoder import Decoder, DecoderLayer
 from flexjax.models.lora import Dropout, ResidentAdapters, no_adapter
 from flexjax.request import MAX_LOGPROBS
-from flexjax.state import AdapterStack, Dimensions, RowState
+from flexjax.state import LSE, AdapterStack, Dimensions, RowState
 from flexjax.step_batch import forward_fields, unpack
 from flexjax.steps import tape
 from flexjax.steps.attention import attend, places_of, token_positions, write_keys_values
 from flexjax.steps.kernels import Kernels
 from flexjax.steps.sampling import prompt_logprobs
-from pallas_kernels import plan_lora_expand, write_pages
+from pallas_kernels import plan_lora_expand, row_product, write_pages
+
+MOST_ROWS = 64
+"""Slots that `row_product` takes."""
 
 
 @jax.tree_util.register_dataclass
@@ -57,9 +60,11 @@ def forward(
     tokens = rows.last_token[: layout.rows]
     tokens = jnp.concatenate([tokens, batch.tokens]) if layout.chunk else tokens
     with jax.named_scope("layers"):
-        x, pool = run_layers(model, dims, layout, kernels, adapters, pool, model.embedded(tokens), batch)
+        x, pool, lse = run_layers(model, dims, layout, kernels, adapters, pool, model.embedded(tokens), batch)
     if layout.tape:
         final = tape.local_part(x, "x", dims.tp)
+        if lse is not None:
+            final = jnp.concatenate([final, tape.pack_lse(lse, final.dtype)], axis=-1)
         pool = write_final(pool, final, batch.final_page, layout.rows, kernels)
     with jax.named_scope("head"):
         logits = model.logits(x[jnp.maximum(batch.sample_slot, 0)])
@@ -69,25 +74,29 @@ def forward(
 
 
 def run_layers(model: Decoder, dims, layout, kernels, adapters, pool, x, batch):
-    """The scan over stacked layers; the pool rides in the carry, so that it is updated in place."""
+    """The scan over stacked layers; the pool rides in the carry, so that it is updated in place. Also returns every
+    layer's log-sum-exp, [layers, slots, Hq] float32, if it is kept behind the final hidden state."""
     definition, stacked = model.layer_stack()
     positions, places = token_positions(batch, layout), places_of(batch, layout, model.layers, kernels)
     adapter_index = per_slot(batch.row_adapter, batch.tile_adapter if layout.chunk else None)
     owners = adapter_index, batch.owner, batch.scale
     plan = None if layout.base_only else plan_lora_expand(*owners, implementation=kernels.lora_expand)
+    lse_kept = layout.tape and "attention" in dims.tape and dims.lse_follows_final
 
     def one_layer(carry, scanned):
         x, pool = carry
         state, a, index = scanned
         layer = nnx.merge(definition, state)
         dropout = slot_dropout(layout, batch, index, dims.tp)
-        resident = ResidentAdapters(a, adapters.b, index, *owners, kernels.lora_expand, plan, dropout)
+        low = low_of(adapters, index, layout, kernels)
+        resident = ResidentAdapters(a, adapters.b, index, *owners, kernels.lora_expand, plan, dropout, low)
         adapter = no_adapter if layout.base_only else resident
-        return layer_forward(layer, dims, layout, kernels, adapter, pool, x, index, positions, places, batch), None
+        x, pool, lse = layer_forward(layer, dims, layout, kernels, adapter, pool, x, index, positions, places, batch)
+        return (x, pool), lse if lse_kept else None
 
     indices = jnp.arange(dims.model.num_layers, dtype=jnp.int32)
-    (x, pool), _ = jax.lax.scan(one_layer, (x, pool), (stacked, adapters.a, indices))
-    return x, pool
+    (x, pool), lse = jax.lax.scan(one_layer, (x, pool), (stacked, adapters.a, indices))
+    return x, pool, lse
 
 
 def layer_forward(layer: DecoderLayer, dims, layout, kernels, adapter, pool, x, index, positions, places, batch):
@@ -100,11 +109,20 @@ def layer_forward(layer: DecoderLayer, dims, layout, kernels, adapter, pool, x, 
     mid = layer.output_stage(x, attention, adapter)
     gate, up = layer.mlp_input_stage(mid, adapter)
     if layout.tape:
-        kept = dict(x=x, mid=mid, gate=gate, up=up, q=q.reshape(layout.slots, -1))
-        kept["attention"] = tape.pack_attention(attention, lse)
+        flat = lambda heads: heads.reshape(layout.slots, -1)
+        kept = dict(x=x, q=flat(q), attention=flat(attention), mid=mid, gate=gate, up=up)
+        kept[LSE] = tape.pack_lse(lse[None], x.dtype)
         options = dict(first_row=layout.rows, tp=dims.tp, implementation=kernels.page_write)
         pool = tape.write_named(pool, index, dims.tape_layout, batch.tape_pages, kept, **options)
-    return layer.mlp_output_stage(mid, gate, up, adapter), pool
+    return layer.mlp_output_stage(mid, gate, up, adapter), pool, lse
+
+
+def low_of(adapters: AdapterStack, layer: jax.Array, layout: SlotLayout, kernels: Kernels):
+    """What computes x A of a layer in steps of few slots, (product, x) -> low; None where XLA does."""
+    if kernels.row_product == "reference" or layout.slots > MOST_ROWS:
+        return None
+    options = dict(dtype=jnp.float32, implementation=kernels.row_product)
+    return lambda product, x: row_product(x, adapters.a[product], layer, **options)
 
 
 def per_slot(rows: jax.Array, tiles: jax.Array | None) -> jax.Array:
@@ -127,17 +145,16 @@ def tile_seeds(seeds: jax.Array) -> jax.Array:
 
 
 def write_final(pool, x, pages, first_row: int, kernels: Kernels):
-    """The last layer's output of finetuning windows: one page per 64 tokens, its columns in layers 0, 1, ..."""
-    columns = final_columns(x, pool.shape[-1])
+    """The last layer's output of finetuning windows, and what lies behind it: one page per 64 tokens, its columns in
+    layers 0, 1, ..."""
+    columns = final_columns(tape.padded(x, pool), pool.shape[-1])
     if len(columns) > len(pool):
         raise ValueError(
-            f"the final hidden state of {x.shape[-1]} values takes {len(columns)} rows of {pool.shape[-1]}, one a "
+            f"the final page of {x.shape[-1]} values takes {len(columns)} rows of {pool.shape[-1]}, one a "
             f"layer, but the model has {len(pool)} layers: it can be served but not finetuned"
         )
     for layer, rows in enumerate(columns):
-        pool = write_pages(
-            pool, layer, rows, pages[:, None], first_row=first_row, implementation=kernels.page_write
-        )
+        pool = write_pages(pool, layer, rows, pages[:, None], first_row=first_row, implementation=kernels.page_write)
     return pool
 
 

@@ -26,7 +26,8 @@ def loss_window(
 ) -> tuple[Gradients, jax.Array]:
     """Cross entropy of one window, summed over its targets and divided by the group's number of targets.
 
-    The cotangent of the last layer's output goes into ``gradients.hidden``; the loss is a float32 scalar.
+    The cotangent of the last layer's output goes into ``gradients.hidden``; the window's d_k and d_v begin as zero,
+    whatever a microbatch before that was given up has left there. The loss is a float32 scalar.
     """
     batch = unpack(packed, loss_fields(dims))
     model = nnx.merge(definition, weights)
@@ -42,6 +43,7 @@ def loss_window(
         implementation=kernels.linear_cross_entropy,
     )
     (d_x,) = pull_back((d_normed * batch.normaliser).astype(x.dtype))
-    hidden = jax.lax.dynamic_update_slice_in_dim(gradients.hidden, d_x, batch.start, axis=0)
+    write = lambda whole, rows: jax.lax.dynamic_update_slice_in_dim(whole, rows, batch.start, axis=0)
+    d_k, d_v = (write(d, jnp.zeros((dims.window, *d.shape[1:]), d.dtype)) for d in (gradients.d_k, gradients.d_v))
     loss = jnp.sum(losses) * batch.normaliser
-    return Gradients(gradients.a, gradients.b, hidden, gradients.d_k, gradients.d_v), loss
+    return Gradients(gradients.a, gradients.b, write(gradients.hidden, d_x), d_k, d_v), loss

@@ -43,10 +43,12 @@ def write_named(
             value = local_part(value, names[0], tp)
             columns = -(-value.shape[1] // (pool.shape[-1] * len(names)))
             spans = [columns_of(tape, pages, name, columns) for name in names]
-            padding = -value.shape[1] % math.gcd(COPIED, pool.shape[-1])
-            value = jnp.pad(value, ((0, 0), (0, padding)))
-            pool = write(pool, layer, value, jnp.concatenate(spans, axis=1))
+            pool = write(pool, layer, padded(value, pool), jnp.concatenate(spans, axis=1))
     return pool
+
+
+def padded(value: jax.Array, pool: jax.Array) -> jax.Array:
+    return jnp.pad(value, ((0, 0), (0, -value.shape[1] % math.gcd(COPIED, pool.shape[-1]))))
 
 
 def columns_of(tape: TapeLayout, pages: jax.Array, name: str, columns: int) -> jax.Array:
@@ -78,18 +80,15 @@ def whole(value: jax.Array, name: str, tp: int) -> jax.Array:
     return gathered_columns(value) if tp > 1 and name in REPLICATED else value
 
 
-def pack_attention(attention: jax.Array, lse: jax.Array) -> jax.Array:
-    """attention [T, H, D], lse [T, H] float32 -> [T, n] in attention's dtype. In two-byte dtypes the log-sum-exp is
-    kept as a sum of two halves (an error of 2^-17 of its value), never as raw bits, which could read as NaN."""
-    flat = attention.reshape(len(attention), -1)
-    if attention.dtype.itemsize == 4:
-        return jnp.concatenate([flat, lse.astype(flat.dtype)], axis=-1)
-    high = lse.astype(flat.dtype)
-    low = (lse - high.astype(jnp.float32)).astype(flat.dtype)
-    return jnp.concatenate([flat, high, low], axis=-1)
+def pack_lse(lse: jax.Array, dtype) -> jax.Array:
+    """lse [layers, T, H] float32 -> [T, layers * n], layer by layer. In two-byte dtypes a log-sum-exp is kept as a sum
+    of two halves (an error of 2^-17 of its value), never as raw bits, which could read as NaN."""
+    high = lse.astype(dtype)
+    low = (lse - high.astype(jnp.float32)).astype(dtype)
+    halves = [high] if high.dtype.itemsize == 4 else [high, low]
+    return jnp.concatenate(halves, axis=-1).swapaxes(0, 1).reshape(lse.shape[1], -1)
 
 
-def unpack_attention(value: jax.Array, heads: int, head_dim: int) -> tuple[jax.Array, jax.Array]:
-    flat, extra = jnp.split(value, [heads * head_dim], axis=-1)
-    lse = sum(half.astype(jnp.float32) for half in jnp.split(extra, extra.shape[-1] // heads, axis=-1))
-    return flat.reshape(len(value), heads, head_dim), lse
+def unpack_lse(value: jax.Array, heads: int) -> jax.Array:
+    """One layer's part of what `pack_lse` made: [T, n] -> [T, H] float32."""
+    return sum(half.astype(jnp.float32) for half in jnp.split(value, value.shape[-1] // heads, axis=-1))

@@ -5,21 +5,13 @@ import functools
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.mosaic import gpu as mgpu
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.grouped_lora.grad_tiling import COLUMNS, ROWS
-from pallas_kernels.mosaic import WGMMA, product
+from pallas_kernels.mosaic import WGMMA, fence, product
 
 ADD = {"reduction_op": "add"}
 turned = functools.partial(plgpu.layout_cast, new_layout=plgpu.Layout.WGMMA_TRANSPOSED)
-
-
-@plgpu.inline_mgpu()
-def fence(_):
-    """What this thread wrote to memory is there for all that it signals next, and it sees what those wrote that
-    signalled it: the barrier of a cluster alone does that for shared memory only."""
-    mgpu.utils.inline_ptx("fence.acq_rel.gpu;", has_side_effects=True)
 
 
 class Worker:

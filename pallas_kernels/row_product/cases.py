@@ -44,11 +44,27 @@ def products(model: ModelShape, rows: int) -> tuple[Case, ...]:
     )
 
 
+def low_rank(model: ModelShape, rows: int, rank: int) -> tuple[Case, ...]:
+    """The A factors of one layer, those of modules that share their input side by side."""
+    modules = {"qkv": 3, "o": 1, "gate_up": 2, "down": 1}
+    inputs = {case.name.split()[0]: case.inputs for case in products(model, rows)}
+    return tuple(
+        Case(f"{name} A of rank {rank} {model.name}, {rows} rows", rows, inputs[name], count * rank)
+        for name, count in modules.items()
+    )
+
+
 LARGE = tuple(
     case
     for model, rows in ((LLAMA_3_1_8B, 1), (LLAMA_3_1_8B, 8), (LLAMA_3_1_8B, 32), (LLAMA_3_1_8B, 64))
     for case in products(model, rows)
-) + (*products(QWEN_2_5_7B, 8), *products(SMOLLM2_135M, 8))
+)
+LARGE += (
+    *products(QWEN_2_5_7B, 8),
+    *products(SMOLLM2_135M, 8),
+    *low_rank(LLAMA_3_1_8B, 64, 128),
+    *low_rank(SMOLLM2_135M, 8, 48),
+)
 """Shapes worth timing."""
 
 SMALL = (
@@ -57,5 +73,6 @@ SMALL = (
     Case("as many rows as fit, three layers", 64, 128, 192, residual=True, layers=3),
     Case("more steps than are in flight", 8, 1024, 64),
     Case("inputs that splits do not share evenly", 16, 448, 128, residual=True),
+    Case("columns that 32 does not divide", 8, 128, 48),
 )
 """Edges of the specification, cheap on a CPU and in the interpreter."""

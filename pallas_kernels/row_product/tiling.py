@@ -9,8 +9,11 @@ memory or written; multiplying them costs less than the time in which the weight
 STEP = 64
 """Inputs that a step multiplies."""
 
-COLUMN_UNIT = 32
+COLUMN_UNIT = 16
 """The columns of a thread block are a multiple of this, and at most 256, as those of a tensor-core product."""
+
+PREFERRED_UNIT = 32
+"""A multiple of this where it divides the columns: wider rows in shared memory, fewer blocks to read x."""
 
 MULTIPROCESSORS = 132
 """Of an H100 or H200."""
@@ -22,6 +25,13 @@ them 17.1 us (8 rows, H200)."""
 SHARED_BYTES = 220_000
 """Shared memory that a thread block may use, of 227 KiB; the rest is for barriers."""
 
+THIN = 512
+"""Up to so many outputs, as those of low-rank factors, the splits of a column are a cluster that adds up in the kernel:
+another launch for the sums would take as long as the product."""
+
+CLUSTER = 8
+"""Thread blocks of a cluster, the most that every Hopper GPU can place. Each adds up 8 of 64 rows."""
+
 MOST_STAGES = 6
 MOST_SPLITS = 8
 
@@ -31,25 +41,29 @@ class Tiling:
     """Sizes of one thread block.
 
     Attributes:
-        columns: columns of the weights, a multiple of 32 up to 256 that divides all of them.
+        columns: columns of the weights, a multiple of 16 up to 256 that divides all of them.
         splits: parts into which the inputs are split, each summed by thread blocks of its own.
         stages: steps in flight, at least 2: a step is released when the next one multiplies.
+        joined: thread blocks of the same columns, 2 to 8 of them, add up their sums; otherwise XLA does.
     """
 
     columns: int
     splits: int
     stages: int
+    joined: bool = False
 
     @property
     def swizzle(self) -> int:
         """Bytes of a row in the bank order of x and weights in shared memory; columns are whole rows."""
-        return 128 if self.columns % 64 == 0 else 64
+        return max(width for width in (128, 64, 32) if 2 * self.columns % width == 0)
 
 
-def tiling_for(rows: int, inputs: int, outputs: int) -> Tiling:
-    """The tiling that should take least time for shapes that the kernel takes."""
-    steps = inputs // STEP
-    widths = [columns for columns in range(COLUMN_UNIT, 257, COLUMN_UNIT) if outputs % columns == 0]
+def tiling_for(rows: int, inputs: int, outputs: int, *, may_join: bool = False) -> Tiling:
+    """The tiling that should take least time for shapes that the kernel takes; ``may_join``: also joined ones."""
+    steps, unit = inputs // STEP, COLUMN_UNIT if outputs % PREFERRED_UNIT else PREFERRED_UNIT
+    if may_join and outputs <= THIN and steps >= CLUSTER:
+        return Tiling(unit, CLUSTER, stages_for(unit, split=True), joined=True)
+    widths = [columns for columns in range(unit, 257, unit) if outputs % columns == 0]
     pairs = [(columns, splits) for splits in range(1, min(MOST_SPLITS, steps) + 1) for columns in reversed(widths)]
     columns, splits = min(pairs, key=lambda pair: cost(rows, inputs, outputs, *pair))
     return Tiling(columns, splits, stages_for(columns, split=splits > 1))

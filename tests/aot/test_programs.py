@@ -1,5 +1,5 @@
-"""The engine's programs with the GPU's kernels, compiled for an H100 at the shapes of two layers of Llama-3.1-8B: they
-read weights and pages where they lie."""
+"""The engine's programs with the GPU's kernels, compiled for an H100 at the shapes of three layers of Llama-3.1-8B:
+they read weights and pages where they lie."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ LLAMA = ModelConfig(
     vocab_size=128256,
     hidden_size=4096,
     intermediate_size=14336,
-    num_layers=2,
+    num_layers=3,
     num_heads=32,
     num_kv_heads=8,
     head_dim=128,

@@ -11,6 +11,12 @@ def tiny() -> ModelConfig:
 
 
 @pytest.fixture(scope="session")
+def narrow() -> ModelConfig:
+    """Two layers whose pages have no room behind the final hidden state."""
+    return ModelConfig("llama", 32, 48, 24, 2, 8, 4, 4, 1e-5, 10000.0, None, False, False, 256)
+
+
+@pytest.fixture(scope="session")
 def smollm() -> ModelConfig:
     """SmolLM2-135M."""
     return ModelConfig("llama", 49152, 576, 1536, 30, 9, 3, 64, 1e-5, 100000.0, None, True, False, 2048)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from flexjax.models.lora import MODULES, Dropout, ResidentAdapters, TrainedAdapter, module_widths, no_adapter
+from pallas_kernels import grouped_lora_grad
 from tests.ladder import LLAMA
 
 TOKENS, WIDTH = 512, 256
@@ -74,6 +75,38 @@ def test_gradients_of_the_trained_adapter():
     np.testing.assert_allclose(got_y, expected_y, atol=1e-5)
     for g, e in zip(got(d_y), expected(d_y), strict=True):
         np.testing.assert_allclose(g, e, atol=1e-4)
+
+
+@pytest.mark.parametrize("rate, calls", [(None, [(10, 6)]), (0.0, [(10,), (6,)])], ids=["no dropout", "dropout"])
+def test_gradients_of_modules_that_share_their_input(rate, calls, monkeypatch):
+    """Of q, k and v, k is not adapted. One call has the widths of all modules that read the same values."""
+    seen = []
+
+    def grad(*arrays, widths, **options):
+        seen.append(widths)
+        return grouped_lora_grad(*arrays, widths=widths, **options)
+
+    monkeypatch.setattr("flexjax.models.lora.grouped_lora_grad", grad)
+    random = np.random.default_rng(1)
+    shapes = dict(x=(TOKENS, 7), y=(TOKENS, 20), d_y=(TOKENS, 20), a_q=(7, 8), b_q=(8, 10), a_v=(7, 8), b_v=(8, 6))
+    v = {name: jnp.float32(random.standard_normal(shape)) for name, shape in shapes.items()}
+    d_y, masks = v.pop("d_y"), None if rate is None else dropout(rate)
+
+    def adapted(x, y, a_q, b_q, a_v, b_v):
+        factors = {"q_proj": a_q, "v_proj": a_v}, {"q_proj": b_q, "v_proj": b_v}
+        adapter = TrainedAdapter(*factors, jnp.float32(0.7), "reference", masks)
+        return jnp.concatenate(adapter("qkv", x, y, (10, 4, 6)), axis=1)
+
+    def expected(x, y, a_q, b_q, a_v, b_v):
+        added = jnp.concatenate([x @ a_q @ b_q, jnp.zeros((TOKENS, 4)), x @ a_v @ b_v], axis=1)
+        return y + 0.7 * added
+
+    with jax.default_matmul_precision("highest"):
+        (got_y, got), (want_y, want) = (jax.vjp(function, *v.values()) for function in (adapted, expected))
+        np.testing.assert_allclose(got_y, want_y, atol=1e-4)
+        for g, w in zip(got(d_y), want(d_y), strict=True):
+            np.testing.assert_allclose(g, w, atol=1e-6 * np.abs(w).max(), rtol=1e-4)
+    assert seen == calls or seen == calls[::-1]
 
 
 def test_the_trained_adapter_rounds_as_the_served_one():

@@ -47,12 +47,12 @@ def test_idle_tiles_read_zeros():
 
 
 @pytest.mark.parametrize("dtype, error", [(jnp.float32, 0.0), (jnp.bfloat16, 2.0**-16)])
-def test_log_sum_exp_travels_with_attention(dtype, error):
-    attention = jnp.asarray(values(12).reshape(128, 3, 4), dtype)
-    lse = jnp.asarray(10 * values(3))
-    packed = tape.pack_attention(attention, lse)
-    assert packed.dtype == dtype
-    got_attention, got_lse = tape.unpack_attention(packed, 3, 4)
-    np.testing.assert_array_equal(got_attention, attention)
-    assert got_lse.dtype == jnp.float32
-    np.testing.assert_allclose(got_lse, lse, rtol=error)
+def test_log_sum_exps_of_all_layers_lie_side_by_side(dtype, error):
+    """Two layers, three heads."""
+    lse = jnp.asarray([10 * values(3), 10 * values(3, seed=1)])
+    packed = tape.pack_lse(lse, dtype)
+    assert (packed.dtype, len(packed)) == (dtype, 128)
+    for layer, value in enumerate(jnp.split(packed, 2, axis=1)):
+        got = tape.unpack_lse(value, 3)
+        assert got.dtype == jnp.float32
+        np.testing.assert_allclose(got, lse[layer], rtol=error)

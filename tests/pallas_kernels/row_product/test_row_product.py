@@ -11,7 +11,7 @@ from pallas_kernels.model_shapes import LLAMA_3_1_8B
 from pallas_kernels.mosaic import INTERPRETER
 from pallas_kernels.row_product import kernel
 from pallas_kernels.row_product.api import row_product
-from pallas_kernels.row_product.cases import LARGE, SMALL, Case, products
+from pallas_kernels.row_product.cases import LARGE, SMALL, Case, low_rank, products
 from pallas_kernels.row_product.tiling import MULTIPROCESSORS, SATURATING, STEP, Tiling, tiling_for
 
 ON_BOTH = pytest.mark.parametrize(
@@ -44,8 +44,12 @@ def test_equals_a_product_in_float64(case, implementation, no_races):
     assert_close(y, exact(**arguments))
 
 
-TILINGS = (Tiling(32, 1, 2), Tiling(64, 3, 4), Tiling(96, 2, 3), Tiling(128, 7, 2))
-"""Narrow and wide columns, whole and split inputs, more and fewer stages than steps."""
+TILINGS = (
+    *(Tiling(32, 1, 2), Tiling(64, 3, 4), Tiling(96, 2, 3), Tiling(128, 7, 2)),
+    *(Tiling(192, 2, 2, joined=True), Tiling(64, 4, 2, joined=True), Tiling(48, 2, 2, joined=True)),
+)
+"""Narrow and wide columns, whole and split inputs, more and fewer stages than steps; joined, of 24 rows the last block
+adds up none."""
 
 
 @pytest.mark.parametrize(
@@ -56,6 +60,21 @@ def test_every_tiling(tiling, interpret, no_races):
     arguments = Case("", 24, 448, 384, residual=tiling.columns == 64, layers=3).make(seed=2)
     product = functools.partial(kernel.row_product, tiling=tiling, interpret=interpret)
     assert_close(jax.jit(product)(**arguments), exact(**arguments))
+
+
+@pytest.mark.parametrize(
+    "interpret", [INTERPRETER, pytest.param(None, marks=pytest.mark.gpu)], ids=["interpreted", "compiled"]
+)
+@pytest.mark.parametrize("tiling", [Tiling(32, 1, 2), Tiling(32, 2, 2), Tiling(32, 2, 2, joined=True)], ids=str)
+def test_a_result_in_float32(tiling, interpret, no_races):
+    """Float32 sums of 256 products near 1/16."""
+    arguments = Case("", 9, 256, 64).make(seed=6)
+    product = functools.partial(kernel.row_product, dtype=jnp.float32, tiling=tiling, interpret=interpret)
+    y = jax.jit(product)(**arguments)
+    assert y.dtype == jnp.float32
+    np.testing.assert_allclose(y, exact(**arguments), rtol=0, atol=1e-5)
+    reference = row_product(**arguments, dtype=jnp.float32)
+    np.testing.assert_allclose(reference, exact(**arguments), rtol=0, atol=1e-5)
 
 
 @ON_BOTH
@@ -107,6 +126,15 @@ def test_tilings_of_real_shapes(case):
     assert case.inputs // STEP >= 2 * tiling.splits or case.inputs < 1024
 
 
+def test_thin_products_join_where_they_may():
+    """Every block of the cluster has 8 rows to add up, one tile of shared memory."""
+    for case in low_rank(LLAMA_3_1_8B, 64, 128):
+        tiling = tiling_for(case.rows, case.inputs, case.outputs, may_join=True)
+        assert (tiling.joined, tiling.splits) == (True, 8)
+        assert not tiling_for(case.rows, case.inputs, case.outputs).joined
+    assert not tiling_for(8, 4096, 6144, may_join=True).joined
+
+
 @pytest.mark.parametrize("rows", [1, 8, 32, 64])
 def test_thread_blocks_of_llama_run_at_once_and_saturate_the_memory(rows):
     for case in products(LLAMA_3_1_8B, rows):
@@ -127,7 +155,7 @@ def test_thread_blocks_of_llama_run_at_once_and_saturate_the_memory(rows):
             {"x": jnp.zeros((4, 72), jnp.bfloat16), "weights": jnp.zeros((1, 72, 64), jnp.bfloat16)},
             "inputs .* 64; .* 72",
         ),
-        ({"weights": jnp.zeros((1, 128, 40), jnp.bfloat16)}, "outputs .* 32; .* 40"),
+        ({"weights": jnp.zeros((1, 128, 40), jnp.bfloat16)}, "outputs .* 16; .* 40"),
         ({"x": jnp.zeros((4, 128)), "weights": jnp.zeros((1, 128, 64))}, "16-bit .* float32"),
     ],
 )
