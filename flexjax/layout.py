@@ -43,6 +43,12 @@ class SlotLayout:
             raise ValueError("a layout with dropout needs a tape")
         if self.base_only and self.tape:
             raise ValueError("a layout with a tape is for windows of an adapter; it cannot be base_only")
+        values = (self.rows, self.chunk, self.tape, self.dropout, self.logprobs, self.prompt_logprobs, self.base_only)
+        object.__setattr__(self, "_hash", hash(values))
+
+    def __hash__(self) -> int:
+        """Made once: layouts are keys of tables that every iteration looks into hundreds of times."""
+        return self._hash
 
     @property
     def slots(self) -> int:

@@ -4,6 +4,7 @@ The host writes through numpy views of the packed array (`host_batch`), the devi
 (`unpack`); both follow the same table of fields.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -31,7 +32,18 @@ class Field:
 INT, FLOAT, BITS = np.dtype(np.int32), np.dtype(np.float32), np.dtype(np.uint32)
 Fields = tuple[tuple[str, Field], ...]
 
+SAMPLING_WORDS = np.dtype(
+    [
+        *((name, FLOAT) for name in ("temperature", "top_p", "min_p", "repetition", "presence", "frequency")),
+        *(("top_k", INT), ("seed", BITS), ("prompt_length", INT)),
+    ]
+)
+"""How a request samples, whatever the iteration: one word a field."""
 
+IDLE_SAMPLING = dict.fromkeys(SAMPLING_WORDS.names, 0) | {"top_p": 1, "repetition": 1}
+
+
+@functools.cache
 def forward_fields(dims: Dimensions, layout: SlotLayout) -> Fields:
     """Fields of a forward step. "Idle" values make a slot, row or tile take no part."""
     rows, tiles, pages = layout.rows, layout.tiles, dims.context_pages
@@ -66,20 +78,13 @@ def forward_fields(dims: Dimensions, layout: SlotLayout) -> Fields:
     return tuple(fields.items())
 
 
+@functools.cache
 def sampling_fields(rows: int) -> Fields:
     """How each row samples; see `SamplingParams`."""
     fields = {
         "sampled": Field((rows,)),  # 1: the row takes part
         "position": Field((rows,)),  # of the sampled token in its sequence
-        "temperature": Field((rows,), FLOAT),
-        "top_p": Field((rows,), FLOAT, 1),
-        "min_p": Field((rows,), FLOAT),
-        "top_k": Field((rows,)),
-        "repetition": Field((rows,), FLOAT, 1),
-        "presence": Field((rows,), FLOAT),
-        "frequency": Field((rows,), FLOAT),
-        "seed": Field((rows,), BITS),
-        "prompt_length": Field((rows,)),
+        **{name: Field((rows,), SAMPLING_WORDS[name], idle) for name, idle in IDLE_SAMPLING.items()},
         "banned": Field((rows, MAX_STOP_TOKEN_IDS), INT, -1),
     }
     return tuple(fields.items())
@@ -90,6 +95,7 @@ def adapter_fields(dims: Dimensions) -> dict[str, Field]:
     return {"owner": Field((dims.rank_capacity // RANK_UNIT,)), "scale": Field((dims.adapters,), FLOAT)}
 
 
+@functools.cache
 def loss_fields(dims: Dimensions) -> Fields:
     """Fields of a loss window."""
     return (
@@ -100,17 +106,18 @@ def loss_fields(dims: Dimensions) -> Fields:
     )
 
 
+@functools.cache
 def backward_fields(dims: Dimensions) -> Fields:
     """Fields of a backward unit. A "block" is 64 slots of the microbatch axis."""
     blocks, tiles = dims.microbatch // PAGE_TOKENS, dims.window // PAGE_TOKENS
     return (
         ("layer", Field(())),
         ("start", Field(())),  # first slot of the window on the microbatch axis
-        ("first_of_layer", Field(())),  # 1: nothing has been accumulated for this layer's keys and values yet
         ("kv_page", Field((blocks,))),
         ("block_start", Field((blocks,))),  # first block of the sequence that the block belongs to
         ("tile_position", Field((tiles,))),
         ("tape_pages", Field((tiles, dims.tape_layout.columns), INT, -1)),
+        ("final_page", Field((tiles,), INT, -1)),
         ("scale", Field((), FLOAT, 1)),
         ("dropout_seed", Field((tiles,), BITS)),
         ("dropout_rate", Field((tiles,), FLOAT)),
@@ -121,23 +128,34 @@ def packed_words(fields: Fields) -> int:
     return sum(field.words for _, field in fields)
 
 
+@functools.cache
+def idle_words(fields: Fields) -> np.ndarray:
+    """The packed batch in which nothing takes part. Not to be changed."""
+    words = [np.full(field.words, field.idle, field.dtype).view(np.int32) for _, field in fields]
+    return np.concatenate(words)
+
+
+@functools.cache
+def places_of(fields: Fields) -> dict[str, tuple[slice, Field]]:
+    """Where each field lies in the packed array."""
+    places, offset = {}, 0
+    for name, field in fields:
+        places[name] = slice(offset, offset + field.words), field
+        offset += field.words
+    return places
+
+
 def host_batch(fields: Fields) -> tuple[np.ndarray, SimpleNamespace]:
     """An idle batch: the packed int32 array and writable named views into it."""
-    packed = np.zeros(packed_words(fields), np.int32)
-    views, offset = {}, 0
-    for name, field in fields:
-        view = packed[offset : offset + field.words].view(field.dtype).reshape(field.shape)
-        view[...] = field.idle
-        views[name] = view
-        offset += field.words
+    packed, places = idle_words(fields).copy(), places_of(fields).items()
+    views = {name: packed[place].view(field.dtype).reshape(field.shape) for name, (place, field) in places}
     return packed, SimpleNamespace(**views)
 
 
 def unpack(packed: jax.Array, fields: Fields) -> SimpleNamespace:
     """Named device arrays from the packed int32 array."""
-    arrays, offset = {}, 0
-    for name, field in fields:
-        words = packed[offset : offset + field.words].reshape(field.shape)
+    arrays = {}
+    for name, (place, field) in places_of(fields).items():
+        words = packed[place].reshape(field.shape)
         arrays[name] = words if field.dtype == INT else jax.lax.bitcast_convert_type(words, jnp.dtype(field.dtype))
-        offset += field.words
     return SimpleNamespace(**arrays)

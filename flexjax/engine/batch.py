@@ -1,6 +1,6 @@
 """From the scheduler's decision to the packed arrays of the steps. Plain numpy; the only code that fills batches."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -8,25 +8,68 @@ import numpy as np
 from flexjax.engine.adapters import AdapterTable, AdapterVersion
 from flexjax.finetuning.packing import PackedMicrobatch
 from flexjax.layout import PAGE_TOKENS, tiles_for
-from flexjax.request import MAX_STOP_TOKEN_IDS, Request, SamplingLevel
-from flexjax.scheduler.output import Iteration, MicrobatchPages, PromptSegment, WindowSegment
-from flexjax.state import Dimensions
-from flexjax.step_batch import backward_fields, forward_fields, host_batch, loss_fields, sampling_fields
+from flexjax.request import MAX_STOP_TOKEN_IDS, Request, SamplingLevel, SamplingParams
+from flexjax.scheduler.output import DecodeSlot, Iteration, MicrobatchPages, PromptSegment, WindowSegment
+from flexjax.state import UNTAPED_COLUMNS, Dimensions
+from flexjax.step_batch import (
+    SAMPLING_WORDS,
+    backward_fields,
+    forward_fields,
+    host_batch,
+    loss_fields,
+    sampling_fields,
+)
 
 
 @dataclass
 class Serving:
-    """A request as the engine knows it.
+    """A request as the engine knows it. What a batch says of it again and again is packed once.
 
     Attributes:
         seed: of its random numbers, 32 bits.
         tokens: prompt and the output read so far.
+        sampling: how it samples, as the words of `SAMPLING_WORDS`.
+        level: the least that can sample so.
     """
 
     request: Request
     adapter: AdapterVersion
     seed: int
     tokens: list[int]
+    sampling: bytes = field(init=False)
+    level: SamplingLevel = field(init=False)
+    _pages: tuple[int, ...] = field(init=False, default=())
+    _page_words: bytes = field(init=False, default=b"")
+
+    def __post_init__(self):
+        self.sampling = sampling_words(self.request.sampling, len(self.request.prompt), self.seed)
+        self.level = self.request.sampling.level
+
+    def page_words(self, pages: tuple[int, ...], width: int) -> bytes:
+        """The page table of its row, ``width`` words. They are written anew only for other pages: a sequence has the
+        same tuple of them until it grows beyond the last one."""
+        if pages is not self._pages or not self._page_words:
+            words = np.zeros(width, np.int32)
+            words[: len(pages)] = pages
+            self._pages, self._page_words = pages, words.tobytes()
+        return self._page_words
+
+    def held_back(self, position: int) -> list[int]:
+        """Tokens that must not be sampled for this position of the sequence."""
+        if position - len(self.request.prompt) >= self.request.sampling.min_tokens:
+            return []
+        return sorted(self.request.stop_token_ids)[:MAX_STOP_TOKEN_IDS]
+
+
+def sampling_words(params: SamplingParams, prompt: int, seed: int) -> bytes:
+    """One request's share of a sampling batch but for its position; ``prompt`` in tokens."""
+    words = np.zeros((), SAMPLING_WORDS)
+    for name in ("temperature", "top_p", "min_p", "top_k"):
+        words[name] = getattr(params, name)
+    words["repetition"] = params.repetition_penalty
+    words["presence"], words["frequency"] = params.presence_penalty, params.frequency_penalty
+    words["prompt_length"], words["seed"] = prompt, seed
+    return words.tobytes()
 
 
 @dataclass(frozen=True)
@@ -38,6 +81,8 @@ class Training:
         adapter: the version its tape pins.
         dropout: LoRA dropout rate, 0 in an evaluation.
         seed: different for every microbatch of every job.
+        block_starts: [blocks] int32, the first block of the sequence that each block belongs to.
+        table: [blocks, columns] int32, the pages.
     """
 
     packed: PackedMicrobatch
@@ -46,16 +91,17 @@ class Training:
     dropout: float = 0.0
     seed: int = 0
     block_starts: np.ndarray = field(init=False)
+    table: np.ndarray = field(init=False)
 
     def __post_init__(self):
-        """block_starts [blocks]: the first block of the sequence that each block belongs to."""
         starts = np.asarray(self.packed.starts) // PAGE_TOKENS
         counts = [tiles_for(length) for length in self.packed.lengths]
         object.__setattr__(self, "block_starts", np.repeat(starts, counts).astype(np.int32))
+        object.__setattr__(self, "table", np.array(self.pages.blocks, np.int32))
 
-    def tile_seed(self, block: int) -> int:
-        """Dropout seed of the first token of a block; the block's other tokens count up from it."""
-        return (self.seed * 0x9E3779B1 + block * PAGE_TOKENS) & 0xFFFFFFFF
+    def tile_seed(self, block: int | np.ndarray) -> int | np.ndarray:
+        """Dropout seed of the first token of a block, or of several; a block's other tokens count up from it."""
+        return ((self.seed * 0x9E3779B1 & 0xFFFFFFFF) + block * PAGE_TOKENS) & 0xFFFFFFFF
 
 
 @dataclass(frozen=True)
@@ -81,11 +127,8 @@ def forward_batch(
     """The packed batch of an iteration's forward step."""
     packed, batch = host_batch(forward_fields(dims, iteration.layout))
     adapters.fill(batch.owner, batch.scale)
-    for slot in iteration.decode:
-        batch.row_position[slot.row] = slot.position
-        batch.row_pages[slot.row, : len(slot.pages)] = slot.pages
-        batch.row_adapter[slot.row] = serving[slot.request_id].adapter.index
-        batch.sample_slot[slot.row] = slot.row
+    if iteration.decode:
+        fill_decode(batch, iteration.decode, serving, dims.context_pages)
     for segment in iteration.prompts:
         fill_prompt(batch, segment, serving[segment.request_id], iteration.layout)
     for segment in iteration.windows:
@@ -96,11 +139,33 @@ def forward_batch(
 def sampling_batch(iteration: Iteration, serving: Mapping[int, Serving]) -> SamplingBatch:
     """How the rows of an iteration sample."""
     packed, batch = host_batch(sampling_fields(iteration.layout.rows))
-    level = SamplingLevel.GREEDY
-    for row, request_id, position in iteration.sampled_rows:
-        fill_sampling(batch, row, serving[request_id], position)
-        level = max(level, serving[request_id].request.sampling.level)
+    sampled = iteration.sampled_rows
+    if not sampled:
+        return SamplingBatch(packed, SamplingLevel.GREEDY)
+    requests = [serving[request_id] for _, request_id, _ in sampled]
+    rows = np.array([row for row, _, _ in sampled])
+    batch.sampled[rows] = 1
+    batch.position[rows] = [position for _, _, position in sampled]
+    words = np.frombuffer(b"".join([each.sampling for each in requests]), SAMPLING_WORDS)
+    for name in SAMPLING_WORDS.names:
+        getattr(batch, name)[rows] = words[name]
+    level = max([each.level for each in requests])
+    if level is SamplingLevel.PENALISED:
+        for request, (row, _, position) in zip(requests, sampled, strict=True):
+            held_back = request.held_back(position)
+            batch.banned[row, : len(held_back)] = held_back
     return SamplingBatch(packed, level)
+
+
+def fill_decode(batch, slots: tuple[DecodeSlot, ...], serving: Mapping[int, Serving], width: int) -> None:
+    """Rows that compute their newest token; ``width`` pages to a row's table."""
+    requests = [serving[slot.request_id] for slot in slots]
+    rows = np.array([slot.row for slot in slots])
+    batch.row_position[rows] = [slot.position for slot in slots]
+    batch.row_adapter[rows] = [each.adapter.index for each in requests]
+    tables = b"".join([each.page_words(slot.pages, width) for each, slot in zip(requests, slots, strict=True)])
+    batch.row_pages[rows] = np.frombuffer(tables, np.int32).reshape(-1, width)
+    batch.sample_slot[rows] = rows
 
 
 def fill_prompt(batch, segment: PromptSegment, serving: Serving, layout) -> None:
@@ -109,55 +174,37 @@ def fill_prompt(batch, segment: PromptSegment, serving: Serving, layout) -> None
     if layout.prompt_logprobs:
         following = serving.tokens[segment.start + 1 : segment.start + segment.length + 1]
         batch.targets[segment.slot : segment.slot + len(following)] = following
-    for tile in fill_tiles(batch, segment):
-        batch.tile_row[tile] = segment.row
-        batch.tile_adapter[tile] = serving.adapter.index
-        batch.tile_pages[tile, : len(segment.pages)] = segment.pages
+    tiles = fill_tiles(batch, segment)
+    batch.tile_row[tiles] = segment.row
+    batch.tile_adapter[tiles] = serving.adapter.index
+    batch.tile_pages[tiles, : len(segment.pages)] = segment.pages
     if segment.samples:
         batch.sample_slot[segment.row] = layout.rows + segment.slot + segment.length - 1
 
 
 def fill_window(batch, segment: WindowSegment, training: Training, layout) -> None:
-    first = segment.block * PAGE_TOKENS
-    tokens = training.packed.input_ids[first : first + segment.length]
+    first, count = segment.block, tiles_for(segment.length)
+    tokens = training.packed.input_ids[first * PAGE_TOKENS : first * PAGE_TOKENS + segment.length]
     batch.tokens[segment.slot : segment.slot + segment.length] = tokens
-    beginning = segment.block - segment.start // PAGE_TOKENS
-    for offset, tile in enumerate(fill_tiles(batch, segment)):
-        block = segment.block + offset
-        table = [pages[0] for pages in training.pages.blocks[beginning : block + 1]]
-        batch.tile_pages[tile, : len(table)] = table
-        batch.tile_adapter[tile] = training.adapter.index
-        own = training.pages.blocks[block]
-        batch.final_page[tile] = own[1]
-        batch.tape_pages[tile, : len(own) - 2] = own[2:]
-        if layout.dropout:
-            batch.dropout_seed[tile] = training.tile_seed(block)
-            batch.dropout_rate[tile] = training.dropout
+    tiles, own = fill_tiles(batch, segment), training.table[first : first + count]
+    before = segment.start // PAGE_TOKENS  # blocks of the sequence that earlier windows computed
+    seen = np.arange(before + count) <= before + np.arange(count)[:, None]
+    batch.tile_pages[tiles, : before + count] = np.where(seen, training.table[first - before : first + count, 0], 0)
+    batch.tile_adapter[tiles] = training.adapter.index
+    batch.final_page[tiles] = own[:, 1]
+    batch.tape_pages[tiles, : own.shape[1] - UNTAPED_COLUMNS] = own[:, UNTAPED_COLUMNS:]
+    if layout.dropout:
+        batch.dropout_seed[tiles] = training.tile_seed(first + np.arange(count))
+        batch.dropout_rate[tiles] = training.dropout
 
 
-def fill_tiles(batch, segment: PromptSegment | WindowSegment) -> range:
+def fill_tiles(batch, segment: PromptSegment | WindowSegment) -> slice:
     """Positions and lengths of a segment's tiles; returns which tiles they are."""
-    first = segment.slot // PAGE_TOKENS
-    tiles = range(first, first + tiles_for(segment.length))
-    for offset, tile in enumerate(tiles):
-        batch.tile_position[tile] = segment.start + offset * PAGE_TOKENS
-        batch.tile_length[tile] = min(PAGE_TOKENS, segment.length - offset * PAGE_TOKENS)
+    first, count = segment.slot // PAGE_TOKENS, tiles_for(segment.length)
+    tiles, offsets = slice(first, first + count), np.arange(count) * PAGE_TOKENS
+    batch.tile_position[tiles] = segment.start + offsets
+    batch.tile_length[tiles] = np.minimum(PAGE_TOKENS, segment.length - offsets)
     return tiles
-
-
-def fill_sampling(batch, row: int, serving: Serving, position: int) -> None:
-    params, prompt = serving.request.sampling, len(serving.request.prompt)
-    batch.sampled[row] = 1
-    batch.position[row] = position
-    batch.prompt_length[row] = prompt
-    batch.temperature[row] = params.temperature
-    batch.top_p[row], batch.top_k[row], batch.min_p[row] = params.top_p, params.top_k, params.min_p
-    batch.repetition[row] = params.repetition_penalty
-    batch.presence[row], batch.frequency[row] = params.presence_penalty, params.frequency_penalty
-    batch.seed[row] = serving.seed
-    if position - prompt < params.min_tokens:
-        held_back = sorted(serving.request.stop_token_ids)[:MAX_STOP_TOKEN_IDS]
-        batch.banned[row, : len(held_back)] = held_back
 
 
 def loss_batch(dims: Dimensions, training: Training, window: int) -> np.ndarray:
@@ -168,36 +215,29 @@ def loss_batch(dims: Dimensions, training: Training, window: int) -> np.ndarray:
     batch.normaliser[...] = 1 / training.packed.trained_tokens
     targets = training.packed.targets[start : start + dims.window]
     batch.targets[: len(targets)] = targets
-    pages = column(window_blocks(dims, training, window), 1)
-    batch.final_page[: len(pages)] = pages
+    own = training.table[window_blocks(dims, window)]
+    batch.final_page[: len(own)] = own[:, 1]
     return packed
 
 
 def backward_batch(dims: Dimensions, training: Training, layer: int, window: int) -> np.ndarray:
     """The packed batch of one backward unit."""
     packed, batch = host_batch(backward_fields(dims))
-    blocks = training.pages.blocks
-    windows = -(-len(blocks) * PAGE_TOKENS // dims.window)
+    blocks, starts = len(training.table), training.block_starts
     batch.layer[...], batch.start[...] = layer, window * dims.window
-    batch.first_of_layer[...] = window == windows - 1
-    batch.kv_page[: len(blocks)] = column(blocks, 0)
+    batch.kv_page[:blocks] = training.table[:, 0]
     batch.block_start[...] = np.arange(len(batch.block_start))
-    batch.block_start[: len(blocks)] = training.block_starts
-    own = window_blocks(dims, training, window)
-    first = window * dims.window // PAGE_TOKENS
-    for tile, pages in enumerate(own):
-        block = first + tile
-        batch.tile_position[tile] = (block - training.block_starts[block]) * PAGE_TOKENS
-        batch.tape_pages[tile] = pages[2:]
-        batch.dropout_seed[tile], batch.dropout_rate[tile] = training.tile_seed(block), training.dropout
+    batch.block_start[:blocks] = starts
+    own = window_blocks(dims, window)
+    numbers = np.arange(blocks)[own]
+    tiles = slice(len(numbers))
+    batch.tile_position[tiles] = (numbers - starts[own]) * PAGE_TOKENS
+    batch.tape_pages[tiles], batch.final_page[tiles] = training.table[own, UNTAPED_COLUMNS:], training.table[own, 1]
+    batch.dropout_seed[tiles], batch.dropout_rate[tiles] = training.tile_seed(numbers), training.dropout
     batch.scale[...] = training.adapter.scale
     return packed
 
 
-def window_blocks(dims: Dimensions, training: Training, window: int) -> Sequence[tuple[int, ...]]:
+def window_blocks(dims: Dimensions, window: int) -> slice:
     tiles = dims.window // PAGE_TOKENS
-    return training.pages.blocks[window * tiles : (window + 1) * tiles]
-
-
-def column(blocks: Sequence[tuple[int, ...]], index: int) -> list[int]:
-    return [pages[index] for pages in blocks]
+    return slice(window * tiles, (window + 1) * tiles)

@@ -8,27 +8,34 @@ import numpy as np
 
 from flexjax.engine.batch import SamplingBatch
 from flexjax.engine.runner import Runner
-from flexjax.layout import PAGE_TOKENS, SlotLayout
+from flexjax.layout import PAGE_TOKENS, SlotLayout, tiles_for
 from flexjax.request import SamplingLevel
 from flexjax.scheduler import LatencyModel
+from flexjax.state import Dimensions, gradient_shapes
 from flexjax.step_batch import backward_fields, forward_fields, host_batch, loss_fields, sampling_fields
 
 
 def calibrate_forward(runner: Runner, latency: LatencyModel, layouts: Iterable[SlotLayout]) -> None:
-    """Time every layout with little and with much context; best of a few, after one that is not counted."""
-    dims = runner.programs.dims
+    """Time every layout with little context, with much in its rows, and with much in its tiles; best of a few, after
+    one that is not counted."""
+    much = max(1, runner.programs.dims.context // 2)
     for layout in layouts:
-        for context in (1, dims.context // 2):
-            packed, batch = host_batch(forward_fields(dims, layout))
-            batch.row_position[:] = context - 1
-            tokens = layout.rows * context
-            if layout.chunk:
-                batch.tile_length[:] = PAGE_TOKENS
-                batch.tile_position[:] = (context - 1) // PAGE_TOKENS * PAGE_TOKENS
-                tokens += layout.tiles * (int(batch.tile_position[0]) + PAGE_TOKENS)
+        for rows, tiles in [(1, 1), (much, 1)] + [(1, much)] * (layout.chunk > 0):
+            packed, context = filled(runner.programs.dims, layout, rows, tiles)
             call = functools.partial(runner.forward, layout, packed, idle_sampling(layout))
             seconds = best_of(lambda call=call: call().tokens)
-            latency.calibrate(("forward", layout), seconds, tokens)
+            latency.calibrate(("forward", layout), seconds, layout.rows * rows + context, context)
+
+
+def filled(dims: Dimensions, layout: SlotLayout, rows: int, tiles: int) -> tuple[np.ndarray, int]:
+    """A batch whose rows attend to so many positions each and whose tiles, all full, to as many rounded up to whole
+    pages; and the positions of all tiles."""
+    packed, batch = host_batch(forward_fields(dims, layout))
+    batch.row_position[:] = rows - 1
+    if layout.chunk:
+        batch.tile_length[:] = PAGE_TOKENS
+        batch.tile_position[:] = (tiles - 1) // PAGE_TOKENS * PAGE_TOKENS
+    return packed, layout.tiles * tiles_for(tiles) * PAGE_TOKENS
 
 
 def idle_sampling(layout: SlotLayout) -> SamplingBatch:
@@ -37,13 +44,25 @@ def idle_sampling(layout: SlotLayout) -> SamplingBatch:
 
 
 def calibrate_job(runner: Runner, latency: LatencyModel, name: str) -> None:
-    """Time a job's loss and backward programs on an idle window, which adds nothing to its gradients. Requests wait
-    meanwhile, so each is timed once."""
+    """Time a job's loss and backward programs on idle windows, the backward one at the beginning and at the end of a
+    sequence that fills the microbatch. Requests wait meanwhile, so each is timed once.
+
+    Its gradients are zero afterwards: an idle window adds nothing, unless what lies in page 0 overflows.
+    """
     dims, job = runner.programs.dims, runner.jobs[name]
     packed, _ = host_batch(loss_fields(dims))
     latency.calibrate(("loss", dims.window), best_of(lambda: runner.loss(job, packed), 1))
-    packed, _ = host_batch(backward_fields(dims))
-    latency.calibrate(("backward", dims.window), best_of(lambda: runner.backward(job, 0, packed), 1))
+    for start in sorted({0, dims.microbatch - dims.window}):
+        packed, batch = host_batch(backward_fields(dims))
+        first, tiles = start // PAGE_TOKENS, dims.window // PAGE_TOKENS
+        batch.start[...] = start
+        batch.block_start[:] = 0
+        batch.tile_position[:] = start + PAGE_TOKENS * np.arange(tiles)
+        seconds = best_of(lambda packed=packed: runner.backward(job, 0, packed), 1)
+        context = PAGE_TOKENS * sum(range(first + 1, first + tiles + 1))
+        latency.calibrate(("backward", dims.window), seconds, context)
+    job.gradients = None
+    job.gradients = runner.programs.zeros(gradient_shapes(dims, job.shape.rank, job.shape.modules), "gradients")
 
 
 def best_of(call: Callable, repeats: int = 3) -> float:

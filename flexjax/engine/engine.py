@@ -10,6 +10,7 @@ import queue
 import random
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -158,7 +159,7 @@ class Engine:
             while ended < len(requests):
                 output = listener.get()
                 ended += output.finish_reason is not None
-                yield output
+                yield replace(output, token_ids=list(output.token_ids))
         finally:
             if ended < len(requests):
                 self.cancel(requests)
@@ -180,16 +181,24 @@ class Engine:
 
         Returns the ids of each submission's requests. If one is refused, none is queued.
         """
+        return self.submit_soon(submissions).result()
+
+    def submit_soon(self, submissions: Sequence[Submission]) -> Future:
+        """As `submit_all`, without waiting for the engine's thread: the ids, or why it refused, are in the future,
+        which must not be cancelled."""
         settled = [each._replace(sampling=each.sampling or self.sampling_defaults()) for each in submissions]
         for sampling in {each.sampling for each in settled}:
             self._require_programs(sampling)
         made = [self._requests(each.prompt, each.sampling, each.priority) for each in settled]
-        self.loop.call(self._add_all, settled, made)
-        return [[request.id for request, _ in new] for new in made]
+        return self.loop.post(self._add_all, settled, made)
 
     def cancel(self, request_ids: list[int]) -> None:
         """End requests at once, with finish reason "abort"; those that have ended are left as they are."""
-        self.loop.call(lambda: [self.loop.cancel_request(each) for each in request_ids])
+        self.cancel_soon(request_ids).result()
+
+    def cancel_soon(self, request_ids: list[int]) -> Future:
+        """As `cancel`, without waiting for the engine's thread."""
+        return self.loop.post(lambda: [self.loop.cancel_request(each) for each in request_ids])
 
     def sampling_defaults(self) -> SamplingParams:
         """What the model's makers recommend, in vLLM's defaults for the rest."""
@@ -242,11 +251,12 @@ class Engine:
         )
         return request, index
 
-    def _add_all(self, submissions: Sequence[Submission], made: Sequence[list[tuple[Request, int]]]) -> None:
+    def _add_all(self, submissions: Sequence[Submission], made: Sequence[list[tuple[Request, int]]]) -> list[list[int]]:
         """On the engine's thread: pin each adapter's newest version and queue the requests, or queue none."""
         versions = [self.adapters.find(each.adapter) for each in submissions]
         for submission, version, new in zip(submissions, versions, made, strict=True):
             self._add_requests(new, version, submission.listener)
+        return [[request.id for request, _ in new] for new in made]
 
     def _add_requests(self, new: list[tuple[Request, int]], version: AdapterVersion, listener) -> None:
         for request, index in new:

@@ -11,12 +11,13 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 
-import numpy as np
-
 from flexjax.engine.adapters import AdapterTable
 from flexjax.engine.batch import Serving
+from flexjax.engine.delivery import Delivery
+from flexjax.engine.interpreter import prompt_interpreter
+from flexjax.engine.lead import Lead
 from flexjax.engine.metrics import IterationRecord, record_of
-from flexjax.engine.outputs import Collector, logprob_entry
+from flexjax.engine.outputs import Collector
 from flexjax.engine.runner import InFlight, Runner
 from flexjax.engine.trainer import Trainer
 from flexjax.layout import PAGE_TOKENS, tiles_for
@@ -26,9 +27,6 @@ from flexjax.scheduler import Iteration, Scheduler
 logger = logging.getLogger(__name__)
 
 KEPT_RECORDS = 100_000
-HOST_LEAD = 0.003
-"""Seconds before the predicted end of an iteration at which the next one is scheduled, besides what that takes."""
-
 LOOK_SECONDS = 0.001
 """Between two looks whether the iteration in flight has ended before its time."""
 
@@ -53,12 +51,11 @@ class Loop:
         self.scheduler, self.runner, self.trainer, self.adapters = scheduler, runner, trainer, adapters
         self.clock, self.started = clock, clock()
         self.serving: dict[int, Serving] = {}
-        self.collectors: dict[int, Collector] = {}
+        self.delivery, self.lead = Delivery(), Lead()
         self.records: deque[IterationRecord] = deque(maxlen=KEPT_RECORDS)
         self._commands: queue.SimpleQueue[tuple[Callable, Future] | None] = queue.SimpleQueue()
         self._flight: InFlight | None = None
         self._end = self.started
-        self._host_seconds = 0.0
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="flexjax-engine", daemon=True)
 
@@ -72,11 +69,16 @@ class Loop:
             EngineStopped: the thread has ended.
             Exception: what the command raised.
         """
+        return self.post(command, *args).result()
+
+    def post(self, command: Callable, *args) -> Future:
+        """As `call`, without waiting: what the command returns or raises is in the future, which must not be
+        cancelled."""
         future: Future = Future()
         self._commands.put((lambda: command(*args), future))
         if not self._thread.is_alive():
             self._refuse_commands()
-        return future.result()
+        return future
 
     def stop(self) -> None:
         """End the thread after the iteration in flight. Requests that are not done end with reason "abort"."""
@@ -86,9 +88,10 @@ class Loop:
 
     def _run(self) -> None:
         try:
-            while self._obey():
-                self._turn()
-            self._complete_flight()
+            with prompt_interpreter():
+                while self._obey():
+                    self._turn()
+                self._complete_flight()
         except BaseException as error:  # the thread must not die silently: whoever waits is told
             logger.exception("the engine's thread died")
             self._failure = error
@@ -97,12 +100,13 @@ class Loop:
 
     def _turn(self) -> None:
         """Schedule, run, update."""
-        self.trainer.offer()
         began = self.clock()
-        iteration = self.scheduler.schedule(began)
+        self.trainer.offer()
+        iteration = self.scheduler.schedule(self.clock())
         flight = None if iteration is None else self._dispatch_forward(iteration)
-        self._host_seconds += 0.2 * (self.clock() - began - self._host_seconds)
-        if iteration is None and self._flight is None:
+        if flight is not None:
+            self.lead.began(self.clock() - began)
+        elif self._flight is None:
             time.sleep(IDLE_PAUSE)
         if flight is not None and flight.output is None:
             self._dispatch_units(flight)  # nothing else keeps the device busy meanwhile
@@ -116,7 +120,11 @@ class Loop:
         self.trainer.scheduled(iteration)
         for part in iteration.prompts:
             self.serving[part.request_id].tokens = self.scheduler.tokens_of(part.request_id)
-        return self.runner.dispatch_forward(iteration, self.serving, self.trainer.training, self.adapters)
+        before, last = self.clock(), self._flight
+        flight = self.runner.dispatch_forward(iteration, self.serving, self.trainer.training, self.adapters)
+        if last is not None:
+            last.look((before + self.clock()) / 2)  # if it has ended meanwhile, nobody knows when
+        return flight
 
     def _dispatch_units(self, flight: InFlight | None) -> None:
         """Behind the forward step, and after the results of the iteration before have been read: a device's queue
@@ -134,6 +142,7 @@ class Loop:
         self._read_tokens(flight)
         previous, self._end = self._end, flight.wait(self._end, self.clock)
         self.scheduler.latency.observe(flight.iteration, flight.seconds)
+        self.lead.ended(flight.seconds, flight.iteration.predicted)
         self.trainer.completed(flight)
         start = max(flight.started, previous) - self.started
         self.records.append(record_of(flight.iteration, start, flight.seconds, self._serving_seconds(flight.iteration)))
@@ -144,10 +153,15 @@ class Loop:
         if flight.completion is None:
             tokens = flight.wait_forward()
             flight.completion = self.scheduler.complete(flight.iteration, tokens)
-            self._deliver(flight)
+            for request_id, known in self.delivery.deliver(flight):
+                if not known:
+                    self.scheduler.finish(request_id, FinishReason.STOP)
+                self._forget(request_id)
 
     def _serving_seconds(self, iteration: Iteration) -> float:
-        """Predicted seconds of the iteration's requests alone."""
+        """Predicted seconds of the iteration's requests alone; all of it without finetuning."""
+        if not (iteration.windows or iteration.units):
+            return iteration.predicted
         rows = [slot.row for slot in iteration.decode] + [part.row for part in iteration.prompts]
         if not rows:
             return 0.0
@@ -155,99 +169,69 @@ class Loop:
         holding = [each for each in self.scheduler.layouts if each.holds(rows=max(rows) + 1, chunk=chunk)]
         return min(self.scheduler.latency.forward_seconds(layout, iteration.context_tokens) for layout in holding)
 
-    def _deliver(self, flight: InFlight) -> None:
-        now = self.clock()
-        self._deliver_prompt_logprobs(flight)
-        rows = {request_id: row for row, request_id, _ in flight.iteration.sampled_rows}
-        for request_id, token, finish in flight.completion.tokens:
-            collector = self.collectors[request_id]
-            entry = self._logprobs(flight, rows[request_id], token, collector.request.sampling.logprobs)
-            stopped = collector.push(token, finish, now, entry)
-            if stopped and finish is None:
-                self.scheduler.finish(request_id, FinishReason.STOP)
-            if stopped or finish is not None:
-                self._forget(request_id)
-
-    def _logprobs(self, flight: InFlight, row: int, token: int, count: int | None) -> dict[int, float] | None:
-        if count is None:
-            return None
-        own, ids, values = (np.asarray(array[row]) for array in flight.output.logprobs)
-        return logprob_entry(own, token, ids, values, count)
-
-    def _deliver_prompt_logprobs(self, flight: InFlight) -> None:
-        for part in flight.iteration.prompts:
-            collector = self.collectors.get(part.request_id)
-            if collector is None or collector.request.sampling.prompt_logprobs is None:
-                continue
-            prompt, count = collector.request.prompt, collector.request.sampling.prompt_logprobs
-            own, ids, values = (np.asarray(array) for array in flight.output.prompt_logprobs)
-            known = len(collector.output.prompt_logprobs)
-            positions = range(max(part.start + 1, known), min(part.start + part.length + 1, len(prompt)))
-            slots = [part.slot + position - 1 - part.start for position in positions]
-            pairs = zip(slots, positions, strict=True)
-            entries = [logprob_entry(own[s], prompt[p], ids[s], values[s], count) for s, p in pairs]
-            collector.push_prompt_logprobs(entries)
-
     def add_request(self, serving: Serving, collector: Collector) -> None:
         """On the engine's thread. Raises ValueError if the request can never run."""
         self.scheduler.add_request(serving.request)
         self.adapters.pin(serving.adapter)
         self.serving[serving.request.id] = serving
-        self.collectors[serving.request.id] = collector
+        self.delivery.collectors[serving.request.id] = collector
 
     def cancel_request(self, request_id: int) -> None:
         """On the engine's thread. Ends a request at once; nothing happens if it has ended."""
         if self.scheduler.cancel(request_id):
-            self.collectors[request_id].finish(FinishReason.ABORT)
+            self.delivery.collectors[request_id].finish(FinishReason.ABORT)
             self._forget(request_id)
 
     def _forget(self, request_id: int) -> None:
-        del self.collectors[request_id]
+        del self.delivery.collectors[request_id]
         self.adapters.unpin(self.serving.pop(request_id).adapter)
 
     def _obey(self) -> bool:
-        """Run the commands that came; wait for one if there is nothing else to do. False: stop."""
-        block = self._flight is None and not self._has_work()
-        if self._flight is not None:
-            if self._flight.iteration.units:
-                self._read_tokens(self._flight)
-            self._await_turn()
+        """Run commands as they come, until it is time for the next iteration. False: stop."""
+        if self._flight is not None and self._flight.iteration.units:
+            self._read_tokens(self._flight)
         while True:
+            patience = self._patience()
             try:
-                item = self._commands.get(block=block)
+                item = self._commands.get(timeout=patience)
             except queue.Empty:
+                if patience:
+                    continue
                 return True
             if item is None:
                 return False
-            block = False
             command, future = item
             try:
                 future.set_result(command())
             except Exception as error:  # belongs to whoever asked
                 future.set_exception(error)
 
+    def _patience(self) -> float | None:
+        """Seconds to wait for commands now; None: until one comes, for there is nothing else to do. The next iteration
+        begins shortly before the one in flight should end, so that an arrival waits for the rest of one, not of two."""
+        if self._flight is None:
+            return 0.0 if self._has_work() else None
+        now = self.clock()
+        if self._flight.look(now):
+            return 0.0
+        began = max(self._flight.started, self._end)
+        left = self.lead.begin_at(began, self._flight.iteration.predicted) - now
+        return min(max(left, 0.0), LOOK_SECONDS)
+
     def _has_work(self) -> bool:
         return not self.scheduler.idle or self.trainer.wants_turn
 
-    def _await_turn(self) -> None:
-        """Sleep until shortly before the iteration in flight should end, or until it has ended, so that an arrival
-        waits for the rest of one iteration, not of two."""
-        began = max(self._flight.started, self._end)
-        until = began + self._flight.iteration.predicted - HOST_LEAD - self._host_seconds
-        while (left := until - self.clock()) > 0 and not self._flight.fence.is_ready():
-            time.sleep(min(left, LOOK_SECONDS))
-
     def _abandon_requests(self) -> None:
         reason = FinishReason.ABORT if self._failure is None else FinishReason.ERROR
-        for collector in self.collectors.values():
+        for collector in self.delivery.collectors.values():
             collector.finish(reason, error=None if self._failure is None else str(self._failure))
-        self.collectors.clear()
+        self.delivery.collectors.clear()
         self.trainer.abandon(self._failure)
 
     def _refuse_commands(self) -> None:
         while True:
             try:
-                item = self._commands.get(block=False)
+                item = self._commands.get(timeout=0)
             except queue.Empty:
                 return
             if item is not None:

@@ -53,6 +53,21 @@ class IterationRecord:
         return decode, inference - decode, self.seconds - inference
 
 
+@dataclass(frozen=True)
+class SettledMicrobatch:
+    """A microbatch whose backward pass has ended.
+
+    Attributes:
+        iteration: index of the one in which it ended.
+        tokens: that went through the model, padding left out; trained_tokens: that have a loss.
+    """
+
+    job: str
+    iteration: int
+    tokens: int
+    trained_tokens: int
+
+
 def record_of(iteration: Iteration, start: float, seconds: float, serving_seconds: float) -> IterationRecord:
     """The record of a finished iteration.
 

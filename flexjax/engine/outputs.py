@@ -2,10 +2,11 @@
 
 import queue
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from flexjax.engine.prefix import Prefix
 from flexjax.request import FinishReason, Request, RequestOutput
 from flexjax.tokenizer import StopMatcher, Tokenizer
 
@@ -16,10 +17,8 @@ class Collector:
 
     Args:
         tokenizer: None gives no text.
-        listener: receives a snapshot after every change; the last one has a finish reason.
-
-    Attributes:
-        times: seconds on the engine's clock at which each token was read.
+        listener: receives a snapshot after every change; the last one has a finish reason. Until then its token ids
+            are a `Prefix` of the growing list, and its log-probabilities are the growing lists themselves.
     """
 
     request: Request
@@ -27,7 +26,6 @@ class Collector:
     tokenizer: Tokenizer | None
     listener: queue.SimpleQueue
     output: RequestOutput = field(init=False)
-    times: list[float] = field(default_factory=list)
 
     def __post_init__(self):
         params = self.request.sampling
@@ -42,15 +40,15 @@ class Collector:
             self._detokenizer = self.tokenizer.detokenizer(self.request.prompt[-8:], params.skip_special_tokens)
         self._matcher = StopMatcher(params.stop, params.include_stop_str_in_output)
 
-    def push(self, token: int, finish: FinishReason | None, now: float, logprobs: dict[int, float] | None) -> bool:
+    def push(self, token: int, finish: FinishReason | None, logprobs: dict[int, float] | None) -> bool:
         """Take one token; True if it completed a stop string, so that the request ends here."""
-        self.times.append(now)
-        self.output.token_ids.append(token)
-        if self.output.logprobs is not None:
-            self.output.logprobs.append(logprobs)
+        output = self.output
+        output.token_ids.append(token)
+        if output.logprobs is not None:
+            output.logprobs.append(logprobs)
         shown = finish is not FinishReason.STOP or self.request.sampling.include_stop_str_in_output
-        if self._detokenizer is not None and shown:
-            self.output.text += self._matcher.push(self._detokenizer.push(token))
+        if shown and self._detokenizer is not None and (text := self._detokenizer.push(token)):
+            output.text += self._matcher.push(text)
         stopped = self._matcher.matched is not None
         if finish is not None or stopped:
             self.finish(FinishReason.STOP if stopped else finish)
@@ -68,17 +66,18 @@ class Collector:
         if self._detokenizer is not None and self._matcher.matched is None:
             self.output.text += self._matcher.push(self._detokenizer.flush()) + self._matcher.flush()
         self.output.finish_reason, self.output.error = str(reason), error
-        self._tell()
+        self.listener.put(self.output)
 
     def _tell(self) -> None:
-        copied = replace(self.output, token_ids=list(self.output.token_ids))
-        self.listener.put(copied)
+        its, ids = self.output, self.output.token_ids
+        snapshot = RequestOutput(its.index, its.prompt_token_ids, Prefix(ids, len(ids)), its.text)
+        snapshot.logprobs, snapshot.prompt_logprobs = its.logprobs, its.prompt_logprobs
+        self.listener.put(snapshot)
 
 
-def logprob_entry(own: float, token: int, ids: np.ndarray, values: np.ndarray, count: int) -> dict[int, float]:
+def logprob_entry(own: float, ids: np.ndarray, values: np.ndarray, token: int, count: int) -> dict[int, float]:
     """The ``count`` most likely tokens and the token itself, each with its log-probability, most likely first."""
-    entry = {int(i): float(v) for i, v in zip(ids[:count], values[:count], strict=True)}
-    return entry | {token: float(own)}
+    return dict(zip(ids[:count].tolist(), values[:count].tolist(), strict=True)) | {token: float(own)}
 
 
 def latency_summary(arrival: float, times: list[float]) -> Mapping[str, float | None]:

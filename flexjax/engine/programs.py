@@ -85,6 +85,21 @@ class Compiled:
         return self.call(*args)
 
 
+def looked_up(program: Callable[..., Compiled]) -> Callable[..., Compiled]:
+    """A program that is there is found by its arguments alone: describing it, for which its shapes and shardings are
+    made, takes the host longer than packing its batch, and once per backward unit nearly as long as the unit."""
+
+    @functools.wraps(program)
+    def lookup(self: "Programs", *arguments) -> Compiled:
+        key = (program.__name__, *arguments)
+        found = self.described.get(key)
+        if found is None:
+            found = self.described[key] = program(self, *arguments)
+        return found
+
+    return lookup
+
+
 class Programs:
     """Compiles each program on first use and keeps it; `forward` layouts are compiled at start.
 
@@ -99,10 +114,12 @@ class Programs:
         self.weights = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype), weights)
         self.options = dict(COMPILER_OPTIONS[mesh.devices.flat[0].platform])
         self.compiled: dict[tuple, Compiled] = {}
+        self.described: dict[tuple, Compiled] = {}
         self._levels, self._logprobs = {SamplingLevel.GREEDY}, False
         self._compiling = threading.RLock()
 
     #            program                                  called per
+    @looked_up
     def forward(self, layout: SlotLayout) -> Compiled:  # iteration
         body = functools.partial(forward, self.definition, self.dims, layout, self.kernels)
         shapes = (self.weights, stack_shapes(self.dims), pool_shape(self.dims), row_shapes(self.dims))
@@ -111,6 +128,7 @@ class Programs:
         out = (POOL_SPEC, RowState(P(), P()), P())
         return self._compile(("forward", layout), body, (*shapes, batch), specs, out, donated=(2, 3))
 
+    @looked_up
     def sample(self, rows: int, level: SamplingLevel, logprobs: bool) -> Compiled:  # iteration
         body = functools.partial(sample_rows, rows, level, logprobs)
         logits = jax.ShapeDtypeStruct((rows, self.dims.model.vocab_size), jnp.float32)
@@ -134,6 +152,7 @@ class Programs:
                     self.sample(max(row_sizes), each, True)
             self._levels, self._logprobs = levels, logprobs
 
+    @looked_up
     def loss(self, job: JobShape) -> Compiled:  # window of a finished forward
         body = functools.partial(loss_window, self.definition, self.dims, self.kernels)
         gradients = gradient_shapes(self.dims, job.rank, job.modules)
@@ -141,6 +160,7 @@ class Programs:
         specs = (weight_specs(self.weights), POOL_SPEC, gradient_specs(job.modules), P())
         return self._compile(("loss", job), body, shapes, specs, (gradient_specs(job.modules), P()), donated=(2,))
 
+    @looked_up
     def backward(self, job: JobShape) -> Compiled:  # layer and window
         definition, stacked = self._layer_stack(self.weights)
         body = functools.partial(backward_window, definition, self.dims, self.kernels, job.dropout)
@@ -154,6 +174,7 @@ class Programs:
         specs = (layer_specs, master_spec, POOL_SPEC, gradient_specs(job.modules), P())
         return self._compile(("backward", job), body, shapes, specs, (gradient_specs(job.modules), P()), donated=(3,))
 
+    @looked_up
     def update(self, job: JobShape, spec: OptimizerSpec) -> Compiled:  # accumulation boundary
         body = functools.partial(update, spec, self.dims)
         factors = adapter_shapes(self.dims, job.rank, job.modules, jnp.float32)
@@ -168,6 +189,7 @@ class Programs:
         out = (*specs[:3], P())
         return self._compile(key, body, shapes, specs, out, donated=(0, 1, 2), partitioned=True)
 
+    @looked_up
     def publish(self, job: JobShape) -> Compiled:  # adapter loaded or handed over
         factors = adapter_shapes(self.dims, job.rank, job.modules, jnp.float32)
         shapes = (stack_shapes(self.dims), factors, jax.ShapeDtypeStruct((), jnp.int32))

@@ -47,9 +47,10 @@ class DeviceJob:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class StepOutput:
-    """What an iteration's forward and sampling steps return to the host, on the device; see their outputs."""
+    """What an iteration's forward and sampling steps return to the host, on the device until they are read; see their
+    outputs."""
 
-    tokens: jax.Array
+    tokens: jax.Array | np.ndarray
     logprobs: tuple | None
     prompt_logprobs: tuple | None
 
@@ -62,7 +63,7 @@ class InFlight:
         losses: (unit, float32 scalar) per loss window; norms: job -> gradient norm of its update.
         fence: done when the last program of the iteration is.
         completion: what the scheduler made of its tokens, once they are read.
-        seconds: what it took, set by `wait`.
+        ended: seconds on the engine's clock, once the host has noticed; seconds: what it took, set by `wait`.
     """
 
     iteration: Iteration
@@ -72,22 +73,30 @@ class InFlight:
     norms: dict[str, jax.Array] = field(default_factory=dict)
     fence: jax.Array | None = None
     completion: Completion | None = None
+    ended: float | None = None
     seconds: float = 0.0
 
     def wait_forward(self) -> dict[int, int]:
-        """Block until the forward step is done; row -> sampled token."""
+        """Block until the forward step is done and its output is on the host; row -> sampled token, of all rows."""
         if self.output is None:
             return {}
-        tokens = np.asarray(self.output.tokens)
-        return {row: int(tokens[row]) for row, _, _ in self.iteration.sampled_rows}
+        self.output = jax.tree.map(np.asarray, self.output)
+        return dict(enumerate(self.output.tokens.tolist()))
+
+    def look(self, now: float) -> bool:
+        """Whether everything is done. ``now`` counts as the end if that was not known before."""
+        if self.ended is None and (self.fence is None or self.fence.is_ready()):
+            self.ended = now
+        return self.ended is not None
 
     def wait(self, previous_end: float, clock: Callable[[], float]) -> float:
         """Block until everything is done; returns the end on the engine's clock."""
-        if self.fence is not None:
-            self.fence.block_until_ready()
-        end = clock()
-        self.seconds = end - max(self.started, previous_end)
-        return end
+        if self.ended is None:
+            if self.fence is not None:
+                self.fence.block_until_ready()
+            self.ended = clock()
+        self.seconds = self.ended - max(self.started, previous_end)
+        return self.ended
 
 
 class Runner:
@@ -140,7 +149,10 @@ class Runner:
         self.pool, self.rows, output = program(self.weights, self.stack, self.pool, self.rows, batch)
         program = self.programs.sample(layout.rows, sampling.level, layout.logprobs)
         self.rows, sampled = program(self.rows, output.logits, sampling.packed)
-        return StepOutput(sampled.tokens, sampled.logprobs, output.prompt_logprobs)
+        output = StepOutput(sampled.tokens, sampled.logprobs, output.prompt_logprobs)
+        for array in jax.tree.leaves(output):
+            array.copy_to_host_async()  # behind the step, so that reading it later waits for no transfer
+        return output
 
     def _dispatch_unit(self, flight: InFlight, unit: Unit, training: Training | None, learning_rates) -> None:
         job = self.jobs[unit.job]

@@ -5,6 +5,7 @@ its microbatches offered to the scheduler one after another → results recorded
 under the job's name, or given up).
 """
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -14,6 +15,7 @@ from flexjax.engine.adapters import AdapterTable, AdapterVersion, NoRoomForAdapt
 from flexjax.engine.batch import Training
 from flexjax.engine.calibration import calibrate_job
 from flexjax.engine.checkpoints import Checkpoints
+from flexjax.engine.metrics import SettledMicrobatch
 from flexjax.engine.programs import JobShape
 from flexjax.engine.runner import InFlight, Runner
 from flexjax.finetuning.job import FinetuneJob, JobStatus
@@ -28,6 +30,8 @@ from flexjax.steps.update import OptimizerSpec, new_master
 from flexjax.weights.adapter import LoraAdapter
 from flexjax.weights.checkpoint import CheckpointError, CheckpointInfo
 
+KEPT_MICROBATCHES = 100_000
+
 
 @dataclass(eq=False)
 class Job:
@@ -37,7 +41,7 @@ class Job:
         adapter: where it starts from; checkpoint: where it goes on from, None at the beginning.
         losses: of the group being read, by (microbatch, window); norm: of its update, once read.
         packed: microbatches whose results are still to be read, by id.
-        current: the one that still has units to dispatch.
+        current: those that still have units to dispatch, the oldest first.
         steps: optimizer steps dispatched; saved: those in the newest checkpoint.
     """
 
@@ -47,7 +51,7 @@ class Job:
     losses: dict[tuple[int, int], float] = field(default_factory=dict)
     norm: float | None = None
     packed: dict[int, PackedMicrobatch] = field(default_factory=dict)
-    current: Microbatch | None = None
+    current: list[Microbatch] = field(default_factory=list)
     steps: int = 0
     saved: int = 0
 
@@ -70,6 +74,9 @@ class Trainer:
 
     Args:
         announce: called with (version, trained adapter) when a job succeeds; makes the version serve.
+
+    Attributes:
+        settled: training microbatches whose backward pass has ended, the newest last; only ever appended to.
     """
 
     def __init__(
@@ -85,6 +92,7 @@ class Trainer:
         self.queue, self.checkpoints = JobQueue(max_running), checkpoints
         self.jobs: dict[str, Job] = {}
         self.training: dict[int, Training] = {}
+        self.settled: deque[SettledMicrobatch] = deque(maxlen=KEPT_MICROBATCHES)
         self._next_id = 0
 
     def submit(self, run: JobRun, adapter: LoraAdapter, checkpoint: CheckpointInfo | None) -> None:
@@ -93,19 +101,19 @@ class Trainer:
         self.jobs[run.job.name] = Job(run, adapter, checkpoint)
 
     def offer(self) -> None:
-        """Start queued jobs, and hand the scheduler the next microbatch of every job that has none in flight."""
+        """Start queued jobs, and hand the scheduler the next microbatch of every job that wants one."""
         for run in self.queue.admit():
             self._start(self.jobs[run.job.name])
             self._finish_if_done(self.jobs[run.job.name])
         for job in self._wanting():
-            packed = job.run.peek()
+            packed = job.run.peek(len(job.current))
             if self._ready(job, packed):
                 self._offer_microbatch(job, packed)
 
     def _wanting(self) -> list[Job]:
-        """Running jobs with data left and no microbatch to schedule."""
+        """Running jobs with data left that could have another microbatch on its way."""
         running = [self.jobs[run.job.name] for run in self.queue.running() if not run.exhausted]
-        return [job for job in running if job.current is None]
+        return [job for job in running if self.scheduler.wants_microbatch(job.name)]
 
     def _ready(self, job: Job, packed: PackedMicrobatch) -> bool:
         """An evaluation reads the losses of its own group only, so it waits for the results before it; a checkpoint
@@ -149,7 +157,8 @@ class Trainer:
             job.run.fail(str(error), step=packed.step + 1, lines=packed.lines)
             self._finish_if_done(job)
             return
-        job.current, job.packed[microbatch.id] = microbatch, packed
+        job.current.append(microbatch)
+        job.packed[microbatch.id] = packed
         self.training[microbatch.id] = Training(
             packed,
             self.scheduler.microbatch_pages(microbatch.id),
@@ -175,8 +184,8 @@ class Trainer:
         for unit in iteration.units:
             job = self.jobs[unit.job]
             job.steps += unit.kind is UnitKind.UPDATE
-            if job.current is not None and unit == job.current.last_unit:
-                job.current = None
+            if job.current and unit == job.current[0].last_unit:
+                del job.current[0]
                 job.run.advance()
 
     def completed(self, flight: InFlight) -> None:
@@ -186,7 +195,7 @@ class Trainer:
         for name, norm in flight.norms.items():
             self.jobs[name].norm = float(norm)
         for identifier in flight.completion.microbatches:
-            self._settle(identifier)
+            self._settle(identifier, flight.iteration.index)
         for job in list(self.jobs.values()):
             if job.due and job.run.settled:
                 self.save(job)
@@ -198,7 +207,7 @@ class Trainer:
             self.checkpoints.save(job.run, self.runner.jobs[job.name].master)
             job.saved = job.steps
 
-    def _settle(self, identifier: int) -> None:
+    def _settle(self, identifier: int, iteration: int) -> None:
         """A microbatch is done: give back its pin; if it closed a group, record the group's result."""
         training = self.training.pop(identifier, None)
         if training is None:
@@ -206,6 +215,9 @@ class Trainer:
         self.adapters.unpin(training.adapter)
         job = next(job for job in self.jobs.values() if identifier in job.packed)
         packed = job.packed.pop(identifier)
+        if not packed.evaluation:
+            trained = sum(each.trained_tokens for each in packed.examples)
+            self.settled.append(SettledMicrobatch(job.name, iteration, packed.tokens, trained))
         if not packed.closes_group or job.run.status.final:
             return
         loss = sum(job.losses.values())
@@ -271,7 +283,7 @@ class Trainer:
         for identifier in job.packed:
             self.adapters.unpin(self.training.pop(identifier).adapter)
         job.packed.clear()
-        job.current = None
+        job.current.clear()
 
 
 def optimizer_of(run: JobRun) -> OptimizerSpec:

@@ -57,14 +57,16 @@ class DataCursor:
     def exhausted(self) -> bool:
         return self.position.step == self.order.total_steps
 
-    def peek(self) -> PackedMicrobatch | None:
-        """The next microbatch, None at the end. It is the same object until ``advance``."""
+    def peek(self, ahead: int = 0) -> PackedMicrobatch | None:
+        """The microbatch ``ahead`` places after the next one, None at the end or if its group ends before. It is the
+        same object until ``advance`` has passed it."""
         if self.exhausted:
             return None
         first = dataclasses.replace(self.position, index=0)
         if self._packed is None or self._packed[0] != first:
             self._packed = (first, self._pack(first))
-        return self._packed[1][self.position.index]
+        place = self.position.index + ahead
+        return self._packed[1][place] if place < len(self._packed[1]) else None
 
     def advance(self) -> None:
         """Moves past the microbatch that ``peek`` shows."""

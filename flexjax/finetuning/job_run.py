@@ -100,9 +100,10 @@ class JobRun:
         """Results of all groups that were dispatched are recorded."""
         return self._unread == 0
 
-    def peek(self) -> PackedMicrobatch | None:
-        """The next microbatch, None when the job is exhausted. It is the same object until ``advance``."""
-        return self._cursor.peek()
+    def peek(self, ahead: int = 0) -> PackedMicrobatch | None:
+        """The microbatch ``ahead`` places after the next one, None when the job is exhausted or its group ends before.
+        It is the same object until ``advance`` has passed it."""
+        return self._cursor.peek(ahead)
 
     def advance(self) -> None:
         """Moves past the microbatch that ``peek`` shows."""

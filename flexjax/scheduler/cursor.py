@@ -3,7 +3,7 @@
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, batched
 
 from flexjax.layout import PAGE_TOKENS, tiles_for
 from flexjax.scheduler.output import Unit, UnitKind
@@ -84,7 +84,18 @@ class Microbatch:
             return Unit(UnitKind.UPDATE, self.job, self.id)
         if self.evaluation:
             return Unit(UnitKind.LOSS, self.job, self.id, window=self.windows - 1, slots=self.window)
-        return Unit(UnitKind.BACKWARD, self.job, self.id, self.lowest_layer, window=0, slots=self.window)
+        return self.backward_unit(self.lowest_layer, 0)
+
+    def backward_unit(self, layer: int, window: int) -> Unit:
+        """The unit of one layer and window."""
+        return Unit(UnitKind.BACKWARD, self.job, self.id, layer, window, self.window, self.window_context[window])
+
+    @cached_property
+    def window_context(self) -> tuple[int, ...]:
+        """Key positions that the tiles of each window attend to, each tile up to its own end."""
+        pairs = zip(self.first_blocks, self.first_blocks[1:], strict=False)
+        reach = [PAGE_TOKENS * tile for first, end in pairs for tile in range(1, end - first + 1)]
+        return tuple(sum(tiles) for tiles in batched(reach, self.window // PAGE_TOKENS))
 
     def block_of(self, sequence: int) -> int:
         """First block of a sequence."""
@@ -187,4 +198,4 @@ class MicrobatchCursor:
         if layer < batch.lowest_layer:
             return Unit(UnitKind.UPDATE, batch.job, batch.id)
         window = batch.windows - 1 - window
-        return Unit(UnitKind.BACKWARD, batch.job, batch.id, layer, window, batch.window)
+        return batch.backward_unit(layer, window)

@@ -1,8 +1,8 @@
 """Draft: an iteration under construction, and what it would cost with a little more in it."""
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from flexjax.layout import PAGE_TOKENS, SlotLayout, tiles_for
 from flexjax.scheduler.cursor import Piece
@@ -12,11 +12,12 @@ from flexjax.scheduler.output import DecodeSlot, Iteration, PromptSegment, Unit,
 
 @dataclass(frozen=True)
 class Need:
-    """What a layout must offer; ``context`` is the iteration's context tokens."""
+    """What a layout must offer; ``row_context`` and ``tile_context`` are the positions its parts attend to."""
 
     rows: int = 0
     tiles: int = 0
-    context: int = 0
+    row_context: int = 0
+    tile_context: int = 0
     tape: bool = False
     dropout: bool = False
     logprobs: bool = False
@@ -44,7 +45,7 @@ class Draft:
 
     Attributes:
         need: of everything in it.
-        programs: calls of each finetuning program.
+        work_seconds: predicted, of its units.
         admitted: requests that get their row with this iteration.
         floor: a layout that is accepted over any limit, because less would be nothing; None: there is none.
     """
@@ -52,15 +53,22 @@ class Draft:
     def __init__(self, index: int, layouts: Sequence[SlotLayout], latency: LatencyModel):
         self.index = index
         self.need = Need()
-        self.programs: Counter = Counter()
+        self.work_seconds = 0.0
         self.decode: list[DecodeSlot] = []
         self.prompts: list[PromptSegment] = []
         self.windows: list[WindowSegment] = []
         self.units: list[Unit] = []
         self.admitted: list[int] = []
         self.floor: SlotLayout | None = None
-        self._layouts = layouts
         self._latency = latency
+        self._unit_seconds: dict[tuple, float] = {}
+        self._known: tuple[Need | None, tuple[float, SlotLayout | None]] = (None, (0.0, None))
+        self._costs = [LayoutCost.of(layout, latency) for layout in layouts]
+
+    @property
+    def row_sizes(self) -> list[int]:
+        """Rows that layouts have."""
+        return sorted({cost.layout.rows for cost in self._costs})
 
     @property
     def empty(self) -> bool:
@@ -72,33 +80,34 @@ class Draft:
         return bool(self.decode or self.prompts)
 
     @property
+    def free_tiles(self) -> int:
+        """Tiles that the layout has anyway, and nobody uses."""
+        layout = self.layout_for(self.need) if self.need.anything else None
+        return 0 if layout is None else layout.tiles - self.need.tiles
+
+    @property
     def seconds(self) -> float:
         """Predicted seconds as it stands; 0 if empty."""
         return 0.0 if self.empty else self._predict(self.need)
 
     def layout_for(self, need: Need) -> SlotLayout | None:
         """The cheapest layout for ``need``; among equals the one with fewest slots. None if no layout has it all."""
-        costs = (
-            (self._latency.forward_seconds(layout, need.context), layout.slots, layout)
-            for layout in self._layouts
-            if need.met_by(layout)
-        )
-        return min(costs, default=(0.0, 0, None))[2]
+        return self._cheapest(need)[1]
 
     def allows(self, need: Need, limit: float | None) -> bool:
         """Whether some layout holds ``need`` and the iteration stays within ``limit`` seconds, or is ``floor``."""
-        layout = self.layout_for(need)
+        seconds, layout = self._cheapest(need)
         if layout is None:
             return False
-        within = limit is None or self._latency.predict(layout, need.context, self.programs) <= limit
-        return within or layout == self.floor
+        return limit is None or self._latency.overhead + seconds + self.work_seconds <= limit or layout == self.floor
 
     def allows_unit(self, unit: Unit, limit: float | None) -> bool:
         """Whether the iteration with one more unit stays within ``limit`` seconds."""
-        if limit is None:
-            return True
-        programs = self.programs + Counter((unit.program,))
-        return self._predict(self.need, programs) <= limit
+        return limit is None or self.seconds_with(unit) <= limit
+
+    def seconds_with(self, unit: Unit) -> float:
+        """Predicted seconds with one more unit."""
+        return self._predict(self.need) + self._seconds_of(unit)
 
     def largest(self, extended: Callable[[int], Need], most: int, limit: float | None) -> int:
         """The largest number of tiles up to ``most`` whose ``extended(tiles)`` need is allowed; 0 if none is."""
@@ -118,7 +127,7 @@ class Draft:
 
     def add_unit(self, unit: Unit) -> None:
         self.units.append(unit)
-        self.programs[unit.program] += 1
+        self.work_seconds += self._seconds_of(unit)
 
     def add_windows(self, job: str, microbatch: int, pieces: Sequence[Piece], need: Need) -> None:
         """Appends pieces in the next free tiles; ``need`` is the draft's need with them."""
@@ -141,13 +150,53 @@ class Draft:
             units=tuple(self.units),
             predicted=self.seconds,
             limit=limit,
-            context_tokens=self.need.context,
+            context_tokens=self.need.row_context + self.need.tile_context,
             admitted=tuple(self.admitted),
+            tile_context=self.need.tile_context,
         )
 
-    def _predict(self, need: Need, programs: Counter | None = None) -> float:
-        layout = self.layout_for(need) if need.anything else None
-        return self._latency.predict(layout, need.context, self.programs if programs is None else programs)
+    def _predict(self, need: Need) -> float:
+        forward = self._cheapest(need)[0] if need.anything else 0.0
+        return self._latency.overhead + forward + self.work_seconds
+
+    def _seconds_of(self, unit: Unit) -> float:
+        key = (unit.kind, unit.slots, unit.context)
+        if key not in self._unit_seconds:
+            self._unit_seconds[key] = self._latency.work_seconds(unit.work)
+        return self._unit_seconds[key]
+
+    def _cheapest(self, need: Need) -> tuple[float, SlotLayout | None]:
+        """Seconds of the cheapest layout for ``need``, and which it is. The last answer is kept: units are tried one by
+        one while ``need`` stays the same."""
+        if need is not self._known[0]:
+            self._known = (need, self._search(need))
+        return self._known[1]
+
+    def _search(self, need: Need) -> tuple[float, SlotLayout | None]:
+        best = (0.0, 0, None)
+        for cost in self._costs:
+            if cost.layout.rows < need.rows or cost.layout.chunk < need.tiles * PAGE_TOKENS:
+                continue
+            key = (cost.seconds(need), cost.layout.slots, cost.layout)
+            if (best[2] is None or key < best) and need.met_by(cost.layout):
+                best = key
+        return best[0], best[2]
+
+
+class LayoutCost(NamedTuple):
+    """What a layout costs in the draft's iteration: without context, and for a position of its rows and tiles."""
+
+    layout: SlotLayout
+    base: float
+    row: float
+    tile: float
+
+    @classmethod
+    def of(cls, layout: SlotLayout, latency: LatencyModel) -> "LayoutCost":
+        return cls(layout, *(latency.price((kind, layout)) for kind in ("forward", "rows", "tiles")))
+
+    def seconds(self, need: Need) -> float:
+        return self.base + self.row * need.row_context + self.tile * need.tile_context
 
 
 def with_pieces(need: Need, pieces: Sequence[Piece], dropout: bool) -> Need:
@@ -155,7 +204,7 @@ def with_pieces(need: Need, pieces: Sequence[Piece], dropout: bool) -> Need:
     return replace(
         need,
         tiles=need.tiles + sum(tiles_for(piece.length) for piece in pieces),
-        context=need.context + sum(context_of(piece.start, piece.length) for piece in pieces),
+        tile_context=need.tile_context + sum(context_of(piece.start, piece.length) for piece in pieces),
         tape=True,
         dropout=need.dropout or dropout,
     )

@@ -1,39 +1,15 @@
 """Jobs: which finetuning work runs next, and the pages of the tapes. It knows no requests."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import batched
 
 from flexjax.layout import PAGE_TOKENS
 from flexjax.scheduler.cursor import Microbatch, MicrobatchCursor
 from flexjax.scheduler.draft import Draft, with_pieces
+from flexjax.scheduler.job import Job, Tape, can_run, unit_work, work_left
 from flexjax.scheduler.ledger import PageLedger
-from flexjax.scheduler.output import MicrobatchPages, Unit, UnitKind
+from flexjax.scheduler.output import MicrobatchPages
 from flexjax.scheduler.policy import Share
-
-BACKWARD_WORK = 2.0
-"""Work of the backward pass per token, in forward passes: the input gradient and what is recomputed."""
-
-
-@dataclass
-class Tape:
-    """A microbatch on its way, with its pages (None after it was dropped); ``last_used`` as in ``Sequence``."""
-
-    microbatch: Microbatch
-    cursor: MicrobatchCursor
-    pages: tuple[int, ...] | None
-    last_used: int = -1
-
-
-@dataclass
-class Job:
-    """A job's claim to the room that requests leave; ``virtual`` is the work it got divided by its weight."""
-
-    name: str
-    weight: float = 1.0
-    paused: bool = False
-    virtual: float = 0.0
-    last_used: int = -1
-    tape: Tape | None = None
 
 
 @dataclass
@@ -43,7 +19,16 @@ class Budget:
     limit: float | None
     tiles: int | None
     units: int | None
-    stuck: set[str] = field(default_factory=set)
+    forward: float | None
+    work: float | None
+
+    def for_windows(self, draft: Draft) -> float | None:
+        """Predicted seconds that the iteration may take with more windows."""
+        return lesser(self.limit, None if self.forward is None else self.forward + draft.work_seconds)
+
+    def for_units(self, draft: Draft) -> float | None:
+        """Predicted seconds that it may take with more units."""
+        return lesser(self.limit, None if self.work is None else draft.seconds - draft.work_seconds + self.work)
 
 
 class Jobs:
@@ -89,11 +74,12 @@ class Jobs:
             )
         assert microbatch.id not in self.tapes, f"microbatch {microbatch.id} was added twice"
         job = self._job(microbatch.job)
-        pages = None if job.paused or job.tape is not None else self._reserve(microbatch, spare)
+        pages = None if job.paused or not job.may_follow else self._reserve(microbatch, spare)
         if pages is None:
             return False
-        job.tape = self.tapes[microbatch.id] = Tape(microbatch, MicrobatchCursor(microbatch), pages)
-        if job.last_used < self._ledger.completed:
+        job.tapes.append(Tape(microbatch, MicrobatchCursor(microbatch), pages))
+        self.tapes[microbatch.id] = job.tapes[-1]
+        if len(job.tapes) == 1 and job.last_used < self._ledger.completed:
             job.virtual = max(job.virtual, self._virtual)
         return True
 
@@ -149,13 +135,17 @@ class Jobs:
 
     def plan(self, draft: Draft, share: Share, pages_short: bool) -> None:
         """Fills what the requests left of ``share``; an empty draft gets something whatever its limit."""
-        budget = Budget(share.limit, share.tiles, share.units)
+        budget = Budget(share.limit, share.tiles, share.units, share.forward, share.work)
         ready = self.runnable(pages_short)
+        windowed: set[str] = set()
         while ready:
-            job = min(ready, key=lambda job: (job.virtual, job.tape.microbatch.id))
-            forward = job.tape.cursor.tiles_left
-            advanced = self._add_windows(job, draft, budget) if forward else self._add_unit(job, draft, budget)
-            if not advanced or job.tape is None:
+            job = min(ready, key=lambda job: (job.virtual, job.tapes[0].microbatch.id))
+            if job.forwarding is not None and job.name not in windowed and not job.paused:
+                windowed.add(job.name)
+                advanced = self._add_windows(job, draft, budget) or job.pulling is not None
+            else:
+                advanced = job.pulling is not None and self._add_unit(job, draft, budget)
+            if not advanced or not can_run(job, pages_short):
                 ready.remove(job)
 
     def complete(self, index: int) -> tuple[int, ...]:
@@ -166,6 +156,11 @@ class Jobs:
             del self.tapes[tape.microbatch.id]
         return tuple(tape.microbatch.id for tape in finished)
 
+    @property
+    def pages(self) -> int:
+        """How many pages all tapes hold."""
+        return sum(len(tape.pages or ()) for tape in self.tapes.values())
+
     def held(self) -> list[int]:
         """Pages of all tapes."""
         return [page for tape in self.tapes.values() for page in tape.pages or ()]
@@ -173,7 +168,10 @@ class Jobs:
     def check(self) -> None:
         """Asserts that every tape belongs to its job or is about to end."""
         for tape in self.tapes.values():
-            assert tape.cursor.done or self.jobs[tape.microbatch.job].tape is tape, "a tape has no job"
+            assert tape.cursor.done or tape in self.jobs[tape.microbatch.job].tapes, "a tape has no job"
+        for job in self.jobs.values():
+            assert not any(tape.cursor.begun for tape in job.tapes[1:]), "two backward passes share gradients"
+            assert not any(tape.microbatch.closes_group for tape in job.tapes[:-1]), "a window crosses an update"
 
     def _job(self, name: str) -> Job:
         return self.jobs.setdefault(name, Job(name, virtual=self._virtual))
@@ -182,7 +180,8 @@ class Jobs:
         return self._ledger.allocate_after((), microbatch.pages, spare)
 
     def _add_windows(self, job: Job, draft: Draft, budget: Budget) -> int:
-        cursor, microbatch = job.tape.cursor, job.tape.microbatch
+        tape = job.forwarding
+        cursor, microbatch = tape.cursor, tape.microbatch
         most = cursor.tiles_left if budget.tiles is None else min(budget.tiles, cursor.tiles_left)
         if most == 0:
             return 0
@@ -190,40 +189,46 @@ class Jobs:
         def extended(tiles):
             return with_pieces(draft.need, cursor.peek_forward(tiles), microbatch.dropout)
 
-        tiles = draft.largest(extended, most, budget.limit)
-        if not tiles and draft.empty:
+        limit = budget.for_windows(draft)
+        tiles = draft.largest(extended, most, window_limit(job, draft, limit))
+        if job.pulling is not None:
+            tiles = max(tiles, draft.largest(extended, min(most, draft.free_tiles), limit))
+        elif not tiles and draft.empty:
             tiles = draft.smallest(extended, most)
         if tiles:
             need = extended(tiles)
             draft.add_windows(job.name, microbatch.id, cursor.take_forward(tiles), need)
-            self._charge(job, draft.index, tiles * PAGE_TOKENS)
+            self._charge(job, tape, draft.index, tiles * PAGE_TOKENS)
             budget.tiles = None if budget.tiles is None else budget.tiles - tiles
         return tiles
 
     def _add_unit(self, job: Job, draft: Draft, budget: Budget) -> bool:
-        cursor = job.tape.cursor
-        (unit,) = cursor.peek_units()
-        if budget.units == 0 or not (draft.empty or draft.allows_unit(unit, budget.limit)):
+        tape = job.pulling
+        (unit,) = tape.cursor.peek_units()
+        if budget.units == 0 or not (draft.empty or draft.allows_unit(unit, budget.for_units(draft))):
             return False
-        draft.add_unit(*cursor.take_units())
-        self._charge(job, draft.index, work_of(unit, job.tape.microbatch))
+        draft.add_unit(*tape.cursor.take_units())
+        self._charge(job, tape, draft.index, unit_work(unit, tape.microbatch))
         budget.units = None if budget.units is None else budget.units - 1
-        if cursor.done:
-            job.tape = None
+        if tape.cursor.done:
+            job.tapes.remove(tape)
         return True
 
-    def _charge(self, job: Job, index: int, tokens: float) -> None:
+    def _charge(self, job: Job, tape: Tape, index: int, tokens: float) -> None:
         self._virtual = max(self._virtual, job.virtual)
         job.virtual += tokens / job.weight
-        job.last_used = job.tape.last_used = index
+        job.last_used = tape.last_used = index
 
 
-def can_run(job: Job, pages_short: bool) -> bool:
-    if job.tape is None or job.tape.pages is None:
-        return False
-    return not job.paused or (pages_short and job.tape.cursor.begun)
+def lesser(one: float | None, other: float | None) -> float | None:
+    """The smaller of two bounds, None being none."""
+    return min((bound for bound in (one, other) if bound is not None), default=None)
 
 
-def work_of(unit: Unit, microbatch: Microbatch) -> float:
-    """Work of a unit in token forward passes; a loss window counts as much as one layer of the backward pass."""
-    return 0.0 if unit.kind is UnitKind.UPDATE else BACKWARD_WORK * unit.slots / microbatch.layers
+def window_limit(job: Job, draft: Draft, limit: float | None) -> float | None:
+    """Seconds that the iteration may take with forward windows. Beside units of the tape before they get the part of
+    the room that brings both tapes to their ends together."""
+    if limit is None or job.pulling is None:
+        return limit
+    forward, backward = job.forwarding.cursor.tiles_left * PAGE_TOKENS, work_left(job.pulling)
+    return draft.seconds + (limit - draft.seconds) * forward / (forward + backward)

@@ -5,22 +5,24 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean
 
 from flexjax.layout import SlotLayout
+from flexjax.scheduler.latency_fit import Sample, fitted, interpolate
 from flexjax.scheduler.output import Iteration
 
-GUESSED_SECONDS_PER_SLOT = 1e-5
 GUESSED_UPDATE_SECONDS = 1e-3
-"""Stand in until something was measured; the first observations replace them."""
+"""Stands in until something was measured; the first observations replace it."""
+
+PROGRAMS = ("forward", "loss", "backward", "update")
+"""Kinds of terms that are compiled programs; the others are prices of a position in them."""
 
 SMALLEST_SECONDS = 1e-9
 SMALLEST_SPREAD = 0.02
 SPREAD_RATE = 0.1
 PATIENCE = 100
-DRIFT = 0.01
-"""An entry that was not used in so many observations goes this share of the way back to its calibrated value with
-every further one."""
+DRIFT = 0.6
+"""An entry that was not used in so many observations goes this share of the way back to its calibrated value, and again
+after as many more."""
 
 
 @dataclass(frozen=True)
@@ -33,23 +35,25 @@ class PredictionError:
 
 
 class LatencyModel:
-    """Seconds of an iteration as a sum over the programs it runs.
+    """Seconds of an iteration as a sum over what it runs.
 
-    ``seconds = overhead + forward[layout] + slope[layout] * context_tokens + sum(count * unit[program])``
+    ``seconds = overhead + forward[layout] + rows[layout] * row context + tiles[layout] * tile context
+    + sum(amount * price[term])``
 
     The table has one entry per compiled program: ("forward", layout), ("loss", window), ("backward", window),
     ("update",). Shapes are static, so the same program takes the same time but for attention, whose cost grows with
-    the K/V positions that decode slots and tiles read. A layout has its own slope, because what a position costs
-    depends on how many queries read it together.
+    the K/V positions read: in a decode slot a position is moved for one query, in a tile it is multiplied with 64, so
+    each layout has a price for either, ("rows", layout) and ("tiles", layout); and a position that a backward window
+    attends to has the price ("span", window).
 
-    ``calibrate`` fits the table from measurements made at the start: a layout's entry and slope are the least-squares
-    line through its measurements, and the slope of a layout that was not measured is that of the nearest in size.
+    ``calibrate`` fits the table from measurements made at the start, by least squares; prices of a layout that was
+    not measured are those of the nearest in size.
 
     ``observe`` corrects the table from each real iteration by normalised least mean squares (Haykin, Adaptive
-    Filter Theory, chapter 6) in relative coordinates: with ``x`` the predicted part of a program and ``e`` the error,
+    Filter Theory, chapter 6) in relative coordinates: with ``x`` the predicted part of a term and ``e`` the error,
     its entry is multiplied by ``1 + rate * e * x / sum(x**2)``. An error counts at most three times the
     running mean relative error, so one hiccup moves little and a lasting change is followed within a few iterations.
-    An error is never below minus the prediction, so with ``rate`` at most 0.4 and few programs no entry turns negative.
+    An error is never below minus the prediction, so with ``rate`` at most 0.4 and few terms no entry turns negative.
 
     Args:
         overhead: seconds that every iteration takes besides its programs.
@@ -63,57 +67,73 @@ class LatencyModel:
             raise ValueError(f"rate is {rate}; it must be in [0, 0.4]")
         self.overhead = overhead
         self.rate = rate
-        self.slopes: dict[SlotLayout, float] = {}
-        self.programs: dict[tuple, float] = {}
+        self.prices: dict[tuple, float] = {}
         self._calibrated: dict[tuple, float] = {}
-        self._unused: dict[tuple, int] = {}
-        self._samples: dict[tuple, list[tuple[int, float]]] = {}
+        self._guessed: dict[tuple, float] = {}
+        self._used: dict[tuple, int] = {}
+        self._observations = 0
+        self._samples: dict[tuple, list[Sample]] = {}
         self._spread = 1.0
         self._errors: deque[float] = deque(maxlen=1024)
 
-    def calibrate(self, key: tuple, seconds: float, context_tokens: int = 0) -> None:
-        """Takes a measurement of one program alone; several of the same program are averaged.
+    def calibrate(self, key: tuple, seconds: float, context_tokens: int = 0, tile_context: int = 0) -> None:
+        """Takes a measurement of one program alone; several of the same program are fitted together.
 
         Args:
             key: ("forward", SlotLayout), ("loss", window), ("backward", window) or ("update",).
-            context_tokens: as in ``Iteration``; two different ones of a layout determine its slope.
+            context_tokens, tile_context: as in ``Iteration``, or the first as in ``Unit``. Two different ones determine
+                a price per position, and a layout's own for tiles if their share differs.
         """
         if seconds <= 0:
             raise ValueError(f"program {key} was measured at {seconds} seconds; it must be more than 0")
         samples = self._samples.setdefault(key, [])
-        samples.append((context_tokens, seconds))
-        slope = slope_of(samples)
+        samples.append(Sample(context_tokens - tile_context, tile_context, seconds))
+        base, rows, tiles = fitted(samples)
+        found = {key: max(base, SMALLEST_SECONDS)}
         if key[0] == "forward":
-            self.slopes[key[1]] = slope
-        mean = fmean(sample[1] for sample in samples) - slope * fmean(sample[0] for sample in samples)
-        self.programs[key] = self._calibrated[key] = max(mean, SMALLEST_SECONDS)
+            found |= {("rows", key[1]): rows, ("tiles", key[1]): tiles}
+        elif key[0] == "backward":
+            found["span", key[1]] = rows
+        self.prices |= found
+        self._calibrated |= found
+        self._guessed.clear()
 
-    def predict(self, layout: SlotLayout | None, context_tokens: int, units: Mapping[tuple, int]) -> float:
-        """Seconds of an iteration with one forward step (or none) and ``units[program]`` calls of each program."""
-        return self.overhead + sum(self._parts(layout, context_tokens, units).values())
+    def predict(
+        self, layout: SlotLayout | None, context_tokens: int, work: Mapping[tuple, float], tile_context: int = 0
+    ) -> float:
+        """Seconds of an iteration with one forward step (or none) and ``work[term]`` of each finetuning term.
 
-    def forward_seconds(self, layout: SlotLayout, context_tokens: int) -> float:
+        Args:
+            tile_context: the part of ``context_tokens`` that tiles read.
+        """
+        forward = 0.0 if layout is None else self.forward_seconds(layout, context_tokens, tile_context)
+        return self.overhead + forward + self.work_seconds(work)
+
+    def forward_seconds(self, layout: SlotLayout, context_tokens: int, tile_context: int = 0) -> float:
         """Seconds of a forward step alone."""
-        return self.program_seconds(("forward", layout)) + self.slope_seconds(layout) * context_tokens
+        rows = self.price(("rows", layout)) * (context_tokens - tile_context)
+        return self.price(("forward", layout)) + rows + self.price(("tiles", layout)) * tile_context
 
-    def slope_seconds(self, layout: SlotLayout) -> float:
-        """Seconds per context token of a forward step."""
-        known = self.slopes.get(layout)
-        if known is None and self.slopes:
-            known = self.slopes[min(self.slopes, key=lambda other: abs(other.slots - layout.slots))]
-        return known or 0.0
+    def work_seconds(self, work: Mapping[tuple, float]) -> float:
+        """Seconds of finetuning units."""
+        return sum(amount * self.price(term) for term, amount in work.items())
 
-    def program_seconds(self, key: tuple) -> float:
-        """Seconds of one call without context: from the table, else from measured programs of the same kind."""
-        known = self.programs.get(key)
-        return known if known is not None else self._inferred(key)
+    def price(self, term: tuple) -> float:
+        """Seconds of one call without context, or of one position: from the table, else from terms of its kind."""
+        known = self.prices.get(term)
+        if known is None and (known := self._guessed.get(term)) is None:
+            known = self._guessed[term] = self._inferred(term)
+        return known
 
     def observe(self, iteration: Iteration, seconds: float) -> None:
         """Corrects the table with what an iteration really took."""
         self._errors.append(abs(iteration.predicted - seconds) / max(seconds, SMALLEST_SECONDS))
-        parts = self._parts(iteration.layout, iteration.context_tokens, iteration.programs)
+        parts = self._parts(iteration)
         predicted = sum(parts.values())
-        self._drift(parts)
+        self._observations += 1
+        self._used |= dict.fromkeys(parts, self._observations)
+        if self._observations % PATIENCE == 0:
+            self._drift()
         squares = sum(part * part for part in parts.values())
         if not squares:
             return
@@ -122,16 +142,16 @@ class LatencyModel:
         self._spread += SPREAD_RATE * (min(abs(error) / predicted, 1.0) - self._spread)
         self._spread = max(self._spread, SMALLEST_SPREAD)
         error = min(max(error, -bound), bound)
-        for key, part in parts.items():
-            self._scale(key, 1 + self.rate * error * part / squares)
+        for term, part in parts.items():
+            smallest = SMALLEST_SECONDS if term[0] in PROGRAMS else 0.0
+            self.prices[term] = max(self.price(term) * (1 + self.rate * error * part / squares), smallest)
 
-    def _drift(self, used: Mapping[tuple, float]) -> None:
+    def _drift(self) -> None:
         """Move entries that are not used towards their calibrated values: one that a hiccup has raised above every
         limit would otherwise never be tried, and so never corrected."""
-        for key, calibrated in self._calibrated.items():
-            self._unused[key] = 0 if key in used else self._unused.get(key, 0) + 1
-            if self._unused[key] > PATIENCE:
-                self.programs[key] *= (calibrated / self.programs[key]) ** DRIFT
+        for term, calibrated in self._calibrated.items():
+            if self._observations - self._used.get(term, 0) >= PATIENCE and self.prices[term]:
+                self.prices[term] *= (calibrated / self.prices[term]) ** DRIFT
 
     def errors(self) -> PredictionError:
         """How well recent iterations were predicted when they were planned."""
@@ -142,9 +162,8 @@ class LatencyModel:
 
     def save(self, path: str | Path) -> None:
         """Writes the table as JSON."""
-        programs = [[encode_key(key), seconds] for key, seconds in self.programs.items()]
-        slopes = [[asdict(layout), slope] for layout, slope in self.slopes.items()]
-        content = {"overhead": self.overhead, "rate": self.rate, "slopes": slopes, "programs": programs}
+        prices = [[encode_key(term), seconds] for term, seconds in self.prices.items()]
+        content = {"overhead": self.overhead, "rate": self.rate, "prices": prices}
         Path(path).write_text(json.dumps(content, indent=1))
 
     @classmethod
@@ -157,62 +176,34 @@ class LatencyModel:
         try:
             content = json.loads(Path(path).read_text())
             model = cls(content["overhead"], content["rate"])
-            model.slopes = {SlotLayout(**layout): float(slope) for layout, slope in content["slopes"]}
-            model.programs = {decode_key(key): float(seconds) for key, seconds in content["programs"]}
+            model.prices = {decode_key(term): float(seconds) for term, seconds in content["prices"]}
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a latency table ({error}); delete it to measure again") from error
         return model
 
-    def _parts(self, layout: SlotLayout | None, context_tokens: int, units: Mapping[tuple, int]) -> dict[tuple, float]:
-        parts = {key: count * self.program_seconds(key) for key, count in units.items()}
-        if layout is not None:
-            parts["forward", layout] = self.program_seconds(("forward", layout))
-            parts["context", layout] = self.slope_seconds(layout) * context_tokens
+    def _parts(self, iteration: Iteration) -> dict[tuple, float]:
+        """Predicted seconds of each term of an iteration."""
+        parts = {term: amount * self.price(term) for term, amount in iteration.work.items()}
+        if (layout := iteration.layout) is not None:
+            rows = iteration.context_tokens - iteration.tile_context
+            parts["forward", layout] = self.price(("forward", layout))
+            parts["rows", layout] = self.price(("rows", layout)) * rows
+            parts["tiles", layout] = self.price(("tiles", layout)) * iteration.tile_context
         return parts
 
-    def _scale(self, key: tuple, factor: float) -> None:
-        if key[0] == "context":
-            self.slopes[key[1]] = self.slope_seconds(key[1]) * factor
-        else:
-            self.programs[key] = max(self.program_seconds(key) * factor, SMALLEST_SECONDS)
-
-    def _inferred(self, key: tuple) -> float:
-        if key == ("update",):
+    def _inferred(self, term: tuple) -> float:
+        if term == ("update",):
             return GUESSED_UPDATE_SECONDS
-        if key[0] == "forward":
-            points = {name[1].slots: seconds for name, seconds in self.programs.items() if name[0] == "forward"}
-            return interpolate(points, key[1].slots)
-        points = {name[1]: seconds for name, seconds in self.programs.items() if name[0] == key[0]}
-        return interpolate(points, key[1])
+        points = {size_of(known[1]): price for known, price in self.prices.items() if known[0] == term[0]}
+        size = size_of(term[1])
+        if term[0] in PROGRAMS:
+            return interpolate(points, size)
+        return points[min(points, key=lambda point: abs(point - size))] if points else 0.0
 
 
-def interpolate(points: Mapping[int, float], size: int) -> float:
-    """Seconds at ``size`` from seconds measured at other sizes.
-
-    Linear between two neighbours; in proportion above the largest; the smallest's own below it, because small
-    steps wait for memory; a guess if nothing was measured.
-    """
-    below = max((point for point in points if point <= size), default=None)
-    above = min((point for point in points if point >= size), default=None)
-    if below is None and above is None:
-        return GUESSED_SECONDS_PER_SLOT * size
-    if below is None:
-        return points[above]
-    if above is None:
-        return points[below] * size / below
-    if above == below:
-        return points[below]
-    share = (size - below) / (above - below)
-    return points[below] + share * (points[above] - points[below])
-
-
-def slope_of(samples: list[tuple[int, float]]) -> float:
-    """Least-squares seconds per context token of (context tokens, seconds); at least 0, and 0 if it is not known."""
-    mean_context = fmean(context for context, _ in samples)
-    mean_seconds = fmean(seconds for _, seconds in samples)
-    product = sum((context - mean_context) * (seconds - mean_seconds) for context, seconds in samples)
-    square = sum((context - mean_context) ** 2 for context, _ in samples)
-    return max(product / square, 0.0) if square else 0.0
+def size_of(place: SlotLayout | int) -> int:
+    """Slots of a layout or window."""
+    return place.slots if isinstance(place, SlotLayout) else place
 
 
 def encode_key(key: tuple) -> list:

@@ -2,6 +2,13 @@
 
 from flexjax.scheduler.policy import NOTHING, Policy, Share, View, positive, whole
 
+PATIENCE = 4.0
+"""Times its objective that a request without a first token waits behind others that can still be in time."""
+
+
+FADING = 0.98
+"""Share of what a forward step of requests has needed that the next one is expected to need."""
+
 
 class CoServe(Policy):
     """Requests first, finetuning in what the objective leaves: each iteration is planned below ``limit`` seconds.
@@ -10,31 +17,45 @@ class CoServe(Policy):
     finetuning gets nothing: shorter iterations free rows sooner. Otherwise it gets eventual progress only
     where there is room: an objective that decoding alone exceeds leaves none until the load falls.
 
+    TPOT is a mean over a request's tokens: tokens come when a forward step has ended, so that a gap between two of
+    them holds the units of one iteration and the forward step of the next, and only the mean of the gaps is that of
+    the iterations. With ``itl`` each gap counts: a forward step takes what the units before it left, and units leave
+    room for the forward steps that requests have needed lately.
+
     Args:
         objective: seconds per output token.
         margin: fraction of the objective kept free for mispredictions.
         ttft: objective for the time to first token, seconds.
+        itl: objective for single gaps between tokens, seconds.
     """
 
-    def __init__(self, objective: float, margin: float = 0.1, ttft: float = 5.0):
+    def __init__(self, objective: float, margin: float = 0.1, ttft: float = 5.0, itl: float | None = None):
         self.objective = positive("objective", objective)
         self.ttft = positive("ttft", ttft)
+        self.itl = None if itl is None else positive("itl", itl)
         if not 0 <= margin < 1:
             raise ValueError(f"margin is {margin}; it must be in [0, 1)")
         self.margin = margin
+        self._lately = 0.0
 
     @property
     def limit(self) -> float:
         """Predicted seconds that an iteration may take."""
-        return self.objective * (1 - self.margin)
+        return (self.objective if self.itl is None else min(self.objective, self.itl)) * (1 - self.margin)
 
     def serve(self, view: View) -> Share:
-        return Share(limit=self.limit)
+        late = view.now - max(self.ttft - 2 * self.objective, self.ttft / 2)
+        limit = self.limit if self.itl is None or not view.decoding else self.limit - view.carried_seconds
+        return Share(limit=limit, late_before=late, lost_before=view.now - PATIENCE * self.ttft)
 
     def finetune(self, view: View) -> Share:
         late = view.oldest_arrival is not None and view.now - view.oldest_arrival > self.ttft / 2
-        pressed = view.serving_seconds and view.waiting and view.rows_full and late
-        return Share(limit=self.limit, tiles=0, units=0) if pressed else Share(limit=self.limit)
+        if view.serving_seconds and view.waiting and view.rows_full and late:
+            return Share(limit=self.limit, tiles=0, units=0)
+        if self.itl is None or not view.decoding:
+            return Share(limit=self.limit)
+        self._lately = min(max(view.serving_seconds, self._lately * FADING), self.limit / 2)
+        return Share(limit=self.limit, forward=self.limit - view.carried_seconds, work=self.limit - self._lately)
 
 
 class Price(Policy):

@@ -9,8 +9,7 @@ from flexjax.layout import SlotLayout
 from flexjax.request import FinishReason
 
 
-@dataclass(frozen=True, slots=True)
-class DecodeSlot:
+class DecodeSlot(NamedTuple):
     """One row that computes its newest token and samples the next.
 
     Attributes:
@@ -79,6 +78,7 @@ class Unit:
         layer: of a backward unit, else -1.
         window: index on the grid of the microbatch axis; -1 for an update.
         slots: length of the window, 0 for an update.
+        context: key positions that the window's tiles attend to, of a backward unit.
     """
 
     kind: UnitKind
@@ -87,11 +87,17 @@ class Unit:
     layer: int = -1
     window: int = -1
     slots: int = 0
+    context: int = 0
 
     @property
     def program(self) -> tuple:
         """Key of the compiled program in the latency model."""
         return (str(self.kind),) if self.kind is UnitKind.UPDATE else (str(self.kind), self.slots)
+
+    @property
+    def work(self) -> dict[tuple, int]:
+        """Amount of each term of the latency model."""
+        return {self.program: 1} | ({("span", self.slots): self.context} if self.context else {})
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,7 @@ class Iteration:
         predicted: seconds the whole iteration should take.
         limit: seconds it was allowed; None if nothing bounded it.
         context_tokens: key positions read: the sum over decode slots and tiles of what each attends to.
+        tile_context: the tiles' part of it.
         admitted: requests that got their row in this iteration, so that the row's state on the device starts anew.
     """
 
@@ -118,6 +125,7 @@ class Iteration:
     limit: float | None
     context_tokens: int
     admitted: tuple[int, ...] = ()
+    tile_context: int = 0
 
     @property
     def decode_slots(self) -> int:
@@ -139,9 +147,12 @@ class Iteration:
         return decoding + prompts
 
     @property
-    def programs(self) -> Counter:
-        """Calls of each finetuning program, by its key in the latency model."""
-        return Counter(unit.program for unit in self.units)
+    def work(self) -> Counter:
+        """Amount of each finetuning term of the latency model."""
+        total = Counter()
+        for unit in self.units:
+            total.update(unit.work)
+        return total
 
 
 @dataclass(frozen=True)

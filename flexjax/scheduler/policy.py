@@ -22,6 +22,8 @@ class View:
         finetuning: some job has work that could run now.
         serving_seconds: predicted seconds of the iteration with the requests alone, once they are planned; 0 before,
             and if there is none in it.
+        carried_seconds: predicted seconds of the units since the last forward step: they stand between the tokens of
+            that step and those of the next.
     """
 
     now: float
@@ -33,6 +35,7 @@ class View:
     arrivals: int
     finetuning: bool
     serving_seconds: float = 0.0
+    carried_seconds: float = 0.0
 
     @property
     def serving(self) -> bool:
@@ -49,12 +52,19 @@ class Share:
         limit: predicted seconds of the whole iteration; None: not bounded.
         tiles: at most, in the chunk part; None: what the layouts offer.
         units: at most; None: what ``limit`` allows. Requests have none.
+        forward: predicted seconds of the forward step; work: of all units together. None: not bounded.
+        late_before: requests that arrived earlier have missed their first token's deadline and let others go first;
+            None: there is no deadline. lost_before: those that arrived even earlier have waited enough.
     """
 
     allowed: bool = True
     limit: float | None = None
     tiles: int | None = None
     units: int | None = None
+    forward: float | None = None
+    work: float | None = None
+    late_before: float | None = None
+    lost_before: float | None = None
 
 
 NOTHING = Share(allowed=False)

@@ -24,6 +24,8 @@ class Statistics:
     Attributes:
         free_pages: held by nobody and not cached.
         cached_pages: kept for prefix reuse, whether or not somebody holds them.
+        available_pages: an allocation can have them now: free, or cached and held by nobody.
+        tape_pages: of finetuning microbatches on their way.
         prefix_hits: pages that were reused instead of computed, since the start.
         preemptions: since the start.
     """
@@ -33,6 +35,8 @@ class Statistics:
     pages: int
     free_pages: int
     cached_pages: int
+    available_pages: int
+    tape_pages: int
     prefix_hits: int
     preemptions: int
 
@@ -80,6 +84,7 @@ class Scheduler:
         self._jobs = Jobs(self._ledger)
         self._serving = Serving(self._ledger, max_rows, prefix_caching, self._jobs.reclaim)
         self._next_index = 0
+        self._carried = 0.0
 
     @property
     def dropped(self) -> tuple[int, ...]:
@@ -105,6 +110,8 @@ class Scheduler:
             pages=ledger.pool.total,
             free_pages=ledger.pool.free,
             cached_pages=ledger.cache.pages,
+            available_pages=ledger.available,
+            tape_pages=self._jobs.pages,
             prefix_hits=ledger.cache.hits,
             preemptions=serving.preemptions,
         )
@@ -153,15 +160,16 @@ class Scheduler:
         self._jobs.set_job(job, weight, paused)
 
     def wants_microbatch(self, job: str) -> bool:
-        """The job has nothing left to schedule: its last microbatch is complete or under way to the end."""
+        """The job could take another microbatch: it has nothing left to schedule, or only the backward pass of one
+        that another of its group follows."""
         known = self._jobs.jobs.get(job)
-        return known is None or (known.tape is None and not known.paused)
+        return known is None or (known.may_follow and not known.paused)
 
     def try_add_microbatch(self, microbatch: Microbatch) -> bool:
         """Reserves all pages of a microbatch, or takes nothing and returns False.
 
-        It is refused while its job is paused or has another to schedule, and while the pages are needed by
-        requests: for all that wait, and two for each request.
+        It is refused while its job is paused or does not want one, and while the pages are needed by requests: for all
+        that wait, and two for each request.
 
         Raises:
             ValueError: it could never run: it needs more pages than there are, or a layout that is not offered.
@@ -194,6 +202,7 @@ class Scheduler:
         """
         self._jobs.dropped.clear()
         self._jobs.restore(self._serving.pages_soon)
+        self._serving.survey()
         draft = Draft(self._next_index, self.layouts, self.latency)
         share = self.policy.serve(self._view(now))
         if share.allowed:
@@ -231,23 +240,25 @@ class Scheduler:
         if draft.empty:
             return None
         self._next_index += 1
+        self._carried = draft.work_seconds + (0.0 if draft.need.anything else self._carried)
         bounds = [part.limit for part in (room, share) if part.allowed and part.limit is not None]
         return draft.finish(bounds[0] if bounds else None)
 
     def _view(self, now: float) -> View:
         serving = self._serving
-        prompting = [sequence for sequence in serving.seats.running if sequence.prompting]
+        prompting = [sequence for sequence in serving.prompting if sequence.prompting]
         first = serving.queue.peek()
         arrivals = [sequence.request.arrival for sequence in (prompting if first is None else [*prompting, first])]
         return View(
             now=now,
-            decoding=sum(sequence.decoding for sequence in serving.seats.running),
+            decoding=len(serving.decoding),
             prompt_tokens=serving.queue.tokens + sum(part.catch_up - part.computed for part in prompting),
             waiting=serving.waiting,
             rows_full=serving.seats.lowest_free is None,
             oldest_arrival=min(arrivals, default=None),
             arrivals=serving.arrivals,
             finetuning=bool(self._jobs.runnable()),
+            carried_seconds=self._carried,
         )
 
     def _require_offered(self, request: Request) -> None:

@@ -35,12 +35,23 @@ class Sequence:
     @property
     def ending(self) -> bool:
         """Its last token is known or being sampled: there is nothing left to schedule."""
-        return self.known - len(self.request.prompt) >= self.request.max_new_tokens
+        return self.left <= 0
+
+    @property
+    def left(self) -> int:
+        """Tokens that may still be sampled."""
+        return self.request.max_new_tokens - (self.known - len(self.request.prompt))
+
+    def late(self, late_before: float) -> bool:
+        """It arrived before that moment and has no output yet."""
+        return self.request.arrival < late_before and len(self.tokens) == len(self.request.prompt)
 
     @property
     def decoding(self) -> bool:
         """Seated, with a newest token that its own row has sampled."""
-        return self.row is not None and self.computed >= self.catch_up and not self.ending
+        if self.row is None or self.computed < self.catch_up:
+            return False
+        return self.known - len(self.request.prompt) < self.request.max_new_tokens
 
     @property
     def prompting(self) -> bool:
@@ -63,6 +74,11 @@ class Sequence:
         self.row, self.pages, self.entries = row, pages, entries
         self.computed = reused * PAGE_TOKENS
         self.catch_up = len(self.tokens)
+
+    def move(self, row: int) -> None:
+        """Takes another row with the same pages. All its tokens are known and its last page is computed again there,
+        since the newest token's value is only in the old row."""
+        self.seat(row, (len(self.tokens) - 1) // PAGE_TOKENS, self.pages, self.entries)
 
     def unseat(self) -> tuple[int, ...]:
         """Loses row and pages, which are returned; everything will be computed again."""

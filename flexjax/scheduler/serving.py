@@ -6,7 +6,9 @@ from dataclasses import replace
 
 from flexjax.layout import PAGE_TOKENS, tiles_for
 from flexjax.request import Request
-from flexjax.scheduler.draft import Draft, Need, context_of
+from flexjax.scheduler.chunks import chunk_tiles, with_chunk
+from flexjax.scheduler.compaction import movers
+from flexjax.scheduler.draft import Draft
 from flexjax.scheduler.ledger import PageLedger
 from flexjax.scheduler.output import DecodeSlot, Iteration, NewToken, PromptSegment
 from flexjax.scheduler.policy import Share
@@ -34,6 +36,7 @@ class Serving:
 
     Attributes:
         pages_short: the iteration planned last left somebody out for want of pages.
+        decoding, prompting: seated sequences that had a token to decode, or a prompt to compute, at the last look.
     """
 
     def __init__(self, ledger: PageLedger, rows: int, caching: bool, reclaim: Callable[[int], bool]):
@@ -44,6 +47,9 @@ class Serving:
         self.arrivals = self.preemptions = 0
         self.pages_short = False
         self._ledger = ledger
+        self.decoding: list[Sequence] = []
+        self.prompting: list[Sequence] = []
+        self._moving: list[Sequence] = []
         self._caching = caching
         self._reclaim = reclaim
 
@@ -73,9 +79,17 @@ class Serving:
     def plan(self, draft: Draft, share: Share) -> None:
         """Adds every row that decodes, then prompt chunks while ``share`` lasts, but at least the cheapest chunk."""
         self.pages_short = False
+        if self._move(draft):
+            self.survey()
         self._plan_decode(draft)
         self._plan_prompts(draft, share)
         draft.floor = None
+
+    def survey(self) -> None:
+        """Looks who decodes and who still has a prompt to compute; to be called before ``plan``."""
+        seated = self.seats.running
+        self.prompting = [sequence for sequence in seated if sequence.computed < sequence.catch_up]
+        self.decoding = [sequence for sequence in seated if sequence.decoding]
 
     def complete(self, iteration: Iteration, tokens: Mapping[int, int]) -> tuple[NewToken, ...]:
         """Takes in the sampled token of each row; those of requests that have ended meanwhile are dropped."""
@@ -108,11 +122,27 @@ class Serving:
             assert tiles_for(sequence.computed) <= len(sequence.pages), f"request {request_id} lacks a page"
         assert len(self.seats.running) + self.waiting == len(self.sequences), "a seated request is unknown"
 
+    def _move(self, draft: Draft) -> bool:
+        """Seats anew those that were to move, now that the device is done with them, or chooses the next ones; whether
+        somebody has moved."""
+        there = [each for each in self._moving if each.decoding and not each.needs_page]
+        settled = [each for each in there if each.last_used <= self._ledger.completed]
+        for sequence in settled:
+            self.seats.leave(sequence)
+            sequence.move(self.seats.take(sequence))
+            draft.admitted.append(sequence.request.id)
+        self._moving = [each for each in there if each not in settled]
+        if not self._moving and not settled:
+            self._moving = movers(self.seats.running, len(self.queue), draft.row_sizes)
+        return bool(settled)
+
     def _plan_decode(self, draft: Draft) -> None:
         rows = context = 0
         logprobs = adapters = False
-        for sequence in tuple(self.seats.running):
-            if not sequence.decoding or (sequence.needs_page and not self._grow(sequence)):
+        for sequence in self.decoding:
+            if sequence.row is None or sequence in self._moving:
+                continue
+            if sequence.needs_page and not self._grow(sequence):
                 continue
             position, request = sequence.computed, sequence.request
             draft.decode.append(DecodeSlot(sequence.row, request.id, position, sequence.pages))
@@ -121,8 +151,8 @@ class Serving:
             context += position + 1
             logprobs = logprobs or request.sampling.logprobs is not None
             adapters = adapters or request.adapter_version != 0
-        draft.decode.sort(key=lambda slot: slot.row)
-        draft.need = replace(draft.need, rows=rows, context=context, logprobs=logprobs, adapters=adapters)
+        draft.decode.sort()
+        draft.need = replace(draft.need, rows=rows, row_context=context, logprobs=logprobs, adapters=adapters)
 
     def _grow(self, sequence: Sequence) -> bool:
         """One more page; False: the row sits this iteration out."""
@@ -152,10 +182,10 @@ class Serving:
         self._ledger.release(sequence.unseat(), sequence.last_used)
 
     def _plan_prompts(self, draft: Draft, share: Share) -> None:
-        seated = deque(sequence for sequence in self.seats.running if sequence.prompting)
+        seated = deque(sequence for sequence in self.prompting if sequence.row is not None)
         admitting = True
         while True:
-            first = self.queue.peek() if admitting else None
+            first = self.queue.peek(share.late_before, share.lost_before) if admitting else None
             if first is not None and (not seated or first.seniority < seated[0].seniority):
                 admitting = self._admit(first, draft, share)
             elif not seated or not self._add_chunk(seated.popleft(), draft, share):
@@ -175,6 +205,7 @@ class Serving:
             return False
         self.queue.remove(sequence)
         sequence.seat(self.seats.take(sequence), len(run), pages, run)
+        self.prompting.append(sequence)
         draft.admitted.append(sequence.request.id)
         return self._add_chunk(sequence, draft, share)
 
@@ -206,7 +237,8 @@ class Serving:
         return True
 
     def _publish(self, iteration: Iteration) -> None:
-        ends = [(slot.request_id, slot.position + 1) for slot in iteration.decode]
+        fills = [slot for slot in iteration.decode if slot.position % PAGE_TOKENS == PAGE_TOKENS - 1]
+        ends = [(slot.request_id, slot.position + 1) for slot in fills]
         ends += [(segment.request_id, segment.start + segment.length) for segment in iteration.prompts]
         for request_id, end in ends:
             sequence = self.sequences.get(request_id)
@@ -220,33 +252,3 @@ class Serving:
                 if entry is None:
                     break
                 sequence.entries.append(entry)
-
-
-def chunk_tiles(sequence: Sequence, row: int, start: int, end: int, draft: Draft, share: Share) -> int:
-    """Tiles that the chunk of positions ``start`` .. at most ``end`` can have now; 0 if it has to wait."""
-    most = tiles_for(end - start)
-    if share.tiles is not None:
-        most = min(most, share.tiles - draft.need.tiles)
-    if most <= 0:
-        return 0
-
-    def extended(tiles):
-        length = min(tiles * PAGE_TOKENS, end - start)
-        return with_chunk(draft.need, sequence.request, row, start, length, start + length == end)
-
-    tiles = draft.largest(extended, most, share.limit)
-    return tiles if tiles or draft.prompts else draft.smallest(extended, most)
-
-
-def with_chunk(need: Need, request: Request, row: int, start: int, length: int, samples: bool) -> Need:
-    """``need`` and a prompt chunk beside it."""
-    sampling = request.sampling
-    return replace(
-        need,
-        rows=max(need.rows, row + 1),
-        tiles=need.tiles + tiles_for(length),
-        context=need.context + context_of(start, length),
-        logprobs=need.logprobs or (samples and sampling.logprobs is not None),
-        prompt_logprobs=need.prompt_logprobs or (start < len(request.prompt) and sampling.prompt_logprobs is not None),
-        adapters=need.adapters or request.adapter_version != 0,
-    )

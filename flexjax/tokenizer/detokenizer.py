@@ -34,13 +34,14 @@ class ByteLevelText:
         self._reader = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token: str) -> str:
-        return self._reader.decode(self._bytes(token))
+        return self._reader.decode(self.bytes_of(token))
 
     def flush(self) -> str:
         return self._reader.decode(b"", final=True)
 
-    def _bytes(self, token: str) -> bytes:
-        codes = [self.ALPHABET.get(character) for character in token]
+    @classmethod
+    def bytes_of(cls, token: str) -> bytes:
+        codes = [cls.ALPHABET.get(character) for character in token]
         return token.encode() if None in codes else bytes(codes)
 
 
@@ -107,6 +108,14 @@ class IncrementalDetokenizer:
     def flush(self) -> str:
         """Ends the sequence: what an incomplete character leaves (U+FFFD), or nothing."""
         return self._text.flush()
+
+
+def token_bytes(kind: str, token: str) -> bytes:
+    """The bytes of UTF-8 that a token stands for in the middle of a text; ``kind`` is the first of `text_family`."""
+    if kind == "byte-level":
+        return ByteLevelText.bytes_of(token)
+    byte = BYTE_TOKEN.fullmatch(token)
+    return bytes([int(byte[1], 16)]) if byte else token.replace(kind, " ").encode()
 
 
 def text_family(backend: Tokenizer) -> tuple[str, int]:

@@ -26,6 +26,8 @@ class StopMatcher:
         """Takes new text and returns what may be shown; nothing more once a stop string was found."""
         if self.matched is not None:
             return ""
+        if not self._stop:
+            return text
         text = self._held + text
         found = [(position + len(stop), position, stop) for stop in self._stop if (position := text.find(stop)) >= 0]
         if found:

@@ -7,7 +7,7 @@ from pathlib import Path
 import tokenizers
 
 from flexjax.tokenizer.chat_template import ChatTemplate
-from flexjax.tokenizer.detokenizer import IncrementalDetokenizer, text_family
+from flexjax.tokenizer.detokenizer import IncrementalDetokenizer, text_family, token_bytes
 from flexjax.tokenizer.gguf_vocabulary import backend_from_gguf, special_tokens_from_gguf
 
 
@@ -24,7 +24,7 @@ class Tokenizer:
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, special_tokens: dict[str, str], chat_template: str | None = None):
-        text_family(backend)
+        self._kind, _ = text_family(backend)
         self._backend = backend
         self._special_tokens = special_tokens
         self._chat_template = ChatTemplate(chat_template, special_tokens) if chat_template else None
@@ -81,6 +81,11 @@ class Tokenizer:
     def token_text(self, token_id: int) -> str:
         """One token as text, special or not, for showing log-probabilities; U+FFFD for part of a character."""
         return self._backend.decode([token_id], skip_special_tokens=False)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What one token, special or not, adds to the UTF-8 of a text; nothing for an id without a token."""
+        token = self._backend.id_to_token(token_id)
+        return b"" if token is None else token_bytes(self._kind, token)
 
     def detokenizer(self, prompt_ids: Iterable[int] = (), skip_special_tokens: bool = True) -> IncrementalDetokenizer:
         """A new incremental detokenizer for text that follows a prompt."""

@@ -155,9 +155,9 @@ def test_backward_windows(dims, training):
         assert unit.kv_page.tolist() == [0, 10, 20, 30, 40, 0]
         assert unit.block_start.tolist() == [0, 0, 0, 3, 3, 5]  # the last block is padding
         assert unit.scale == 0.5
-    assert [int(unit.first_of_layer) for unit in units] == [0, 0, 1]
     assert [unit.tile_position.tolist() for unit in units] == [[0, 64], [128, 0], [64, 0]]
     assert [unit.tape_pages.tolist() for unit in units[1:]] == [[[22, 23], [32, 33]], [[42, 43], [-1, -1]]]
+    assert [unit.final_page.tolist() for unit in units] == [[1, 11], [21, 31], [41, -1]]
     seeds = [training.tile_seed(block) for block in range(5)]
     assert [unit.dropout_seed.tolist() for unit in units] == [seeds[:2], seeds[2:4], [seeds[4], 0]]
     assert units[2].dropout_rate.tolist() == [0.25, 0]

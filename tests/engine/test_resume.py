@@ -15,7 +15,7 @@ from tests.engine.conftest import ROWS, job
 
 ROOT = Path(__file__).resolve().parents[2]
 PINNED = dict(policy="fixed_budget", policy_options={"finetune_tokens": 128, "backward_units": 4})
-SETTINGS = dict(epochs=6, checkpoint_every=2, dropout=0.1, validation=list(ROWS[:2]), evaluate_every=3)
+SETTINGS = dict(epochs=20, checkpoint_every=2, dropout=0.1, validation=list(ROWS[:2]), evaluate_every=3)
 
 KILLED = """
 import json, sys
@@ -25,7 +25,7 @@ settings, job = json.loads(sys.argv[1])
 if __name__ == "__main__":
     with Engine.from_config(EngineConfig(**settings)) as engine:
         handle = engine.finetune(FinetuneJob(**job))
-        while handle.wait(timeout=0.005) == "running":
+        while handle.wait(timeout=0.005) in ("queued", "running"):
             print(len([e for e in handle.events() if e["type"] == "checkpoint"]), flush=True)
 """
 
@@ -83,7 +83,7 @@ def test_a_killed_process_resumes_from_its_last_checkpoint(
     settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
     fields = {"name", "data", "rank", "alpha", "learning_rate", "batch_size", "schedule", *SETTINGS}
     values = {name: getattr(job("lasting", **SETTINGS), name) for name in fields}
-    kill_after_checkpoint(json.dumps([settings, values]), count=2)
+    kill_after_checkpoint(json.dumps([settings, values]), count=1)
     with new_engine(**PINNED, checkpoint_dir=str(tmp_path)) as engine:
         weights, handle = finish(engine, resume=True)
     assert handle.losses == losses
@@ -104,3 +104,22 @@ def kill_after_checkpoint(arguments: str, count: int) -> None:
     process.send_signal(signal.SIGKILL)
     _, errors = process.communicate()
     assert process.returncode == -signal.SIGKILL, errors
+
+
+def trained_in(new_engine, **settings):
+    """The adapter's weights, and how many iterations had forward windows beside backward units."""
+    with new_engine(**PINNED, tape=("x",), **settings) as engine:
+        handle = engine.finetune(job("lasting", epochs=2, batch_size=16, dropout=0.1))
+        assert handle.wait(timeout=120) == "succeeded", handle.error
+        shared = sum(bool(record.finetune_slots and record.backward_units) for record in engine.loop.records)
+        return engine.adapter("lasting").weights, shared
+
+
+def test_a_second_tape_changes_nothing_to_the_bit(new_engine):
+    """The smaller pool holds one microbatch of 4 blocks at a time, the larger one two."""
+    with new_engine(**PINNED, tape=("x",)) as engine:
+        columns = engine._runner.programs.dims.pages_per_block
+    expected, alone = trained_in(new_engine, pages=6 * columns)
+    weights, shared = trained_in(new_engine, pages=12 * columns)
+    assert shared > alone
+    assert_same(weights, expected)

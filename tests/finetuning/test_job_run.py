@@ -72,6 +72,14 @@ def test_a_microbatch_stays_until_it_is_passed():
     assert run.peek() is not first
 
 
+def test_looking_ahead_ends_with_the_group():
+    run = make_run()
+    assert [run.peek(ahead) and place(run.peek(ahead))[2] for ahead in range(3)] == [0, 1, None]
+    second = run.peek(1)
+    run.advance()
+    assert run.peek() is second and second.closes_group and run.peek(1) is None
+
+
 def test_events_tell_steps_and_epochs():
     run = make_run(learning_rate=1.0, schedule="linear")
     train(run)

@@ -49,6 +49,8 @@ class Device:
         self.microbatches = {}
         self.forwarded = defaultdict(list)
         self.unit_log = defaultdict(list)
+        self.pulled = defaultdict(lambda: None)
+        self.cancelled = set()
         self.computed = Counter()
 
     def run(self, iteration) -> dict[int, int]:
@@ -97,6 +99,9 @@ class Device:
         microbatch = self.microbatches[part.microbatch]
         pages = self.scheduler.microbatch_pages(part.microbatch).blocks
         assert not self.unit_log[part.microbatch]
+        before = [other for other in self.microbatches.values() if other.job == part.job and other.id < microbatch.id]
+        closing = [other for other in before if other.closes_group and other.id not in self.cancelled]
+        assert all(self.unit_log[other.id] == expected_units(other) for other in closing), "an update was crossed"
         first = part.block - part.start // PAGE_TOKENS
         for tile in range(-(-part.length // PAGE_TOKENS)):
             for page in pages[part.block + tile]:
@@ -120,7 +125,10 @@ class Device:
             per_window = microbatch.window // PAGE_TOKENS
             for block in range(min(len(pages), (unit.window + 1) * per_window)):
                 self._read_block(unit.microbatch, pages, block)
-        self.unit_log[unit.microbatch].append((str(unit.kind), unit.layer, unit.window))
+        log = self.unit_log[unit.microbatch]
+        log.append((str(unit.kind), unit.layer, unit.window))
+        assert self.pulled[unit.job] in (None, unit.microbatch), "two backward passes share a job's gradients"
+        self.pulled[unit.job] = None if log == expected_units(microbatch) else unit.microbatch
 
 
 def expected_units(microbatch: Microbatch) -> list[tuple[str, int, int]]:
@@ -175,6 +183,12 @@ class Simulation:
         if added:
             self.device.microbatches[microbatch.id] = microbatch
         return added
+
+    def cancel_job(self, job):
+        """The device forgets the job's microbatches that have not run all their units."""
+        self.scheduler.cancel_job(job)
+        self.device.cancelled |= {each.id for each in self.device.microbatches.values() if each.job == job}
+        self.device.pulled.pop(job, None)
 
     def step(self, check=True):
         """Schedules and runs one iteration, and completes the oldest if more than ``lag`` are under way."""

@@ -186,6 +186,38 @@ def test_jobs_share_the_room_by_weight(simulate):
     sim.verify()
 
 
+def test_three_jobs_get_their_weights_within_a_microbatch_and_a_paused_one_nothing(simulate):
+    weights = {"heavy": 4.0, "middle": 2.0, "light": 1.0}
+    sim = simulate(pages=600, objective=0.02)
+    for job, weight in weights.items():
+        sim.scheduler.set_job(job, weight=weight)
+    sim.scheduler.set_job("paused", weight=100.0, paused=True)
+    keep_busy(sim, 1500, rows=2, jobs=(*weights, "paused"), lengths=(100, 60))
+    done = [sim.device.microbatches[microbatch].job for microbatch in sim.finished_microbatches]
+    unit = len(done) / sum(weights.values())
+    assert len(done) > 60 and set(done) == set(weights)
+    assert all(abs(done.count(job) - unit * weight) <= 1.5 for job, weight in weights.items()), done
+
+
+def test_a_small_job_is_not_starved_by_a_big_one(simulate):
+    sim = simulate(pages=600, objective=0.02)
+    sim.scheduler.set_job("big")
+    sim.scheduler.set_job("small")
+    for _ in range(600):
+        if sim.scheduler.wants_microbatch("big"):
+            sim.microbatch("big", (512, 512, 384), layers=8, closes_group=False)
+        if sim.scheduler.wants_microbatch("small"):
+            sim.microbatch("small", (120,), layers=8)
+        if not sim.scheduler.statistics.running + sim.scheduler.statistics.waiting:
+            sim.request(words(80, len(sim.requests)), new=40)
+        sim.step(check=False)
+    work = {"big": 0, "small": 0}
+    for microbatch in sim.finished_microbatches:
+        work[sim.device.microbatches[microbatch].job] += sim.device.microbatches[microbatch].slots
+    one = sim.device.microbatches[0].slots
+    assert abs(work["big"] - work["small"]) <= 2 * one < work["small"]
+
+
 def test_a_job_that_was_paused_does_not_catch_up(simulate):
     sim = simulate(pages=400, objective=0.02)
     sim.scheduler.set_job("a", paused=True)
@@ -230,7 +262,7 @@ def test_a_job_is_cancelled_at_any_unit(simulate, moment):
     for _ in range(moment):
         sim.step()
     request = sim.request(words(100), new=10)
-    sim.scheduler.cancel_job("job")
+    sim.cancel_job("job")
     sim.scheduler.check()
     sim.drain()
     assert sim.reasons == {request.id: "length"}

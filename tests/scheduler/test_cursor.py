@@ -25,10 +25,10 @@ def test_path_written_out_by_hand():
     assert cursor.take_units(99) == (
         Unit(UnitKind.LOSS, "j", 1, -1, 0, 128),
         Unit(UnitKind.LOSS, "j", 1, -1, 1, 128),
-        Unit(UnitKind.BACKWARD, "j", 1, 2, 1, 128),
-        Unit(UnitKind.BACKWARD, "j", 1, 2, 0, 128),
-        Unit(UnitKind.BACKWARD, "j", 1, 1, 1, 128),
-        Unit(UnitKind.BACKWARD, "j", 1, 1, 0, 128),
+        Unit(UnitKind.BACKWARD, "j", 1, 2, 1, 128, context=64),
+        Unit(UnitKind.BACKWARD, "j", 1, 2, 0, 128, context=64 + 128),
+        Unit(UnitKind.BACKWARD, "j", 1, 1, 1, 128, context=64),
+        Unit(UnitKind.BACKWARD, "j", 1, 1, 0, 128, context=64 + 128),
         Unit(UnitKind.UPDATE, "j", 1),
     )
     assert cursor.done

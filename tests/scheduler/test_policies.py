@@ -129,16 +129,54 @@ def test_co_serving_yields_to_requests_that_queue_for_rows():
     assert policy.finetune(view(now=9.6, **(crowded | {"serving_seconds": 0.0}))).units is None
 
 
+def test_when_more_come_than_can_be_served_those_already_late_let_others_be_in_time(simulate):
+    """Three requests come in each iteration, which has a chunk for one of them."""
+    layouts = (SlotLayout(16), SlotLayout(16, 64))
+    in_time = []
+    for ttft in (100.0, 0.2):
+        sim = simulate(objective=0.02, ttft=ttft, rows=16, pages=300, layouts=layouts)
+        for wave in range(60):
+            for each in range(3):
+                sim.request(words(60, 3 * wave + each), new=3)
+            sim.step()
+        sim.drain()
+        sim.verify()
+        waits = [sim.first_token_at[request.id] - request.arrival for request in sim.requests.values()]
+        in_time.append(sum(wait < 0.2 for wait in waits))
+        assert len(waits) == 180
+    assert in_time[1] > 1.5 * in_time[0]
+
+
+def test_each_gap_is_kept_where_the_objective_is_for_single_gaps(simulate):
+    gaps = {}
+    for name, options in (("mean", {}), ("single", {"itl": 0.02})):
+        sim = simulate(objective=0.02, pages=300, **options)
+        request, times = sim.request(words(30), new=300), []
+        while not sim.reasons:
+            if sim.scheduler.wants_microbatch("job"):
+                sim.microbatch(lengths=(300, 300), layers=8)
+            known, began, iteration = len(sim.outputs[request.id]), sim.now, sim.step()
+            if len(sim.outputs[request.id]) > known:
+                done = sim.history[-2] if len(sim.history) > 1 and iteration is not None else sim.history[-1]
+                units = sum({"loss": 0.001, "backward": 0.0015, "update": 0.002}[str(unit.kind)] for unit in done.units)
+                times.append(began + sim.real[-1] - units)
+        spans = [after - before for before, after in zip(times[50:], times[51:], strict=False)]
+        gaps[name] = sorted(spans)[int(0.99 * len(spans))]
+        assert sim.finetuned > 2000
+    assert gaps["single"] < 0.0205 < gaps["mean"]
+
+
 @pytest.mark.parametrize(
     "name, options, message",
     [
         ("fastest", {}, "policy is 'fastest'; it must be one of co_serve, price"),
-        ("co_serve", {}, r"'co_serve' takes the options \(objective, margin, ttft\).*objective"),
+        ("co_serve", {}, r"'co_serve' takes the options \(objective, margin, ttft, itl\).*objective"),
         ("co_serve", {"objective": 0.1, "slo": 3}, "slo"),
         ("co_serve", {"objective": 0}, "objective is 0"),
         ("co_serve", {"objective": "50ms"}, "objective is '50ms'"),
         ("co_serve", {"objective": 1, "margin": 1.0}, "margin is 1.0"),
         ("co_serve", {"objective": 1, "ttft": -1}, "ttft is -1"),
+        ("co_serve", {"objective": 1, "itl": 0}, "itl is 0"),
         ("price", {"percent": -5}, "percent is -5"),
         ("temporal_sharing", {"n": 0}, "n is 0"),
         ("temporal_sharing", {"n": 1.5}, "n is 1.5"),

@@ -54,10 +54,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         lengths=st.lists(st.integers(1, 150), min_size=1, max_size=3),
         dropout=st.booleans(),
         evaluation=st.booleans(),
+        closes_group=st.booleans(),
     )
-    def finetune(self, job, lengths, dropout, evaluation):
+    def finetune(self, job, lengths, **fields):
         if 2 * sum(-(-length // 64) for length in lengths) <= self.pages:
-            self.sim.microbatch(job, lengths, pages_per_block=2, layers=2, dropout=dropout, evaluation=evaluation)
+            self.sim.microbatch(job, lengths, pages_per_block=2, layers=2, **fields)
 
     @rule(count=st.integers(1, 12))
     def run(self, count):
@@ -75,7 +76,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(job=st.sampled_from("ab"))
     def cancel_job(self, job):
-        self.sim.scheduler.cancel_job(job)
+        self.sim.cancel_job(job)
         self.cancelled_jobs |= {m.id for m in self.sim.device.microbatches.values() if m.job == job}
         self.paused.discard(job)
         self.sim.scheduler.check()

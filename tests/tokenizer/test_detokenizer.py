@@ -40,6 +40,14 @@ def test_no_piece_has_part_of_a_character(tokenizer):
     assert max(map(len, parts)) < len(text) / 2  # it streams: nothing was kept to the end
 
 
+def test_the_bytes_of_tokens_are_those_of_the_text(tokenizer):
+    """Tokenizers of one family put a space before the text."""
+    text = "naïve 😀 日本語 и Ω\n fin"
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert b"".join(map(tokenizer.token_bytes, ids)).decode().removeprefix(" ") == text
+    assert tokenizer.token_bytes(tokenizer.vocabulary_size + 5) == b""
+
+
 def test_an_unfinished_character_shows_at_the_end_only(tokenizer):
     ids = tokenizer.encode("ok 𓀀", add_special_tokens=False)[:-1]
     *parts, last = pieces(tokenizer, ids)

@@ -1,0 +1,89 @@
+"""Sequences move out of high rows after a burst, and lose nothing on the way."""
+
+import random
+
+import pytest
+
+from flexjax.layout import SlotLayout
+
+WIDE = tuple(
+    SlotLayout(rows, chunk, tape=bool(chunk), logprobs=True, prompt_logprobs=bool(chunk))
+    for rows in (16, 80)
+    for chunk in (0, 256)
+)
+
+
+def words(count, seed=0):
+    rng = random.Random(seed)
+    return [rng.randrange(50) for _ in range(count)]
+
+
+def after_a_burst(simulate, lag=1, **fields):
+    """72 short requests come first, so that 6 long ones sit above them; then the short ones have ended."""
+    sim = simulate("inference_only", pages=300, rows=80, layouts=WIDE, lag=lag)
+    for seed in range(72):
+        sim.request(words(3, seed), new=30)
+    for seed in range(6):
+        sim.request(words(70 + seed, seed), new=120, **fields)
+    while sim.scheduler.statistics.running + sim.scheduler.statistics.waiting > 6:
+        sim.step(check=False)
+    sim.scheduler.check()
+    return sim
+
+
+def rows_in_use(sim):
+    return max(slot.row for slot in sim.history[-1].decode) + 1
+
+
+@pytest.mark.parametrize("lag", [0, 1, 2])
+def test_steps_shrink_after_a_burst(simulate, lag):
+    sim = after_a_burst(simulate, lag)
+    assert max(slot.row for iteration in sim.history for slot in iteration.decode) >= 72
+    for _ in range(40):
+        sim.step()
+    assert rows_in_use(sim) <= 16
+    sim.drain()
+    sim.verify()
+    assert len(sim.reasons) == 78
+
+
+def test_a_sequence_moves_once_and_computes_its_last_page_again(simulate):
+    sim = after_a_burst(simulate)
+    sim.drain()
+    again = [request for (request, _), times in sim.device.computed.items() if times > 1]
+    assert set(again) <= set(range(72, 78))
+    assert all(times <= 2 for times in sim.device.computed.values())
+    assert max(again.count(request) for request in again) <= 64
+
+
+def test_who_may_not_be_computed_again_stays_and_so_do_all(simulate):
+    sim = after_a_burst(simulate, sampling={"prompt_logprobs": 1})
+    for _ in range(40):
+        sim.step()
+    assert rows_in_use(sim) > 72
+    sim.drain()
+    sim.verify()
+
+
+def test_few_rows_are_not_worth_a_move(simulate):
+    layouts = (SlotLayout(8), SlotLayout(64), SlotLayout(64, 128))
+    sim = simulate("inference_only", pages=300, rows=64, layouts=layouts)
+    for seed in range(40):
+        sim.request(words(3, seed), new=5 if seed < 39 else 100)
+    while sim.scheduler.statistics.running + sim.scheduler.statistics.waiting > 1:
+        sim.step()
+    sim.drain()
+    assert {times for times in sim.device.computed.values()} == {1}
+
+
+def test_moving_and_cancelling_and_running_out_of_pages_at_once(simulate):
+    sim = after_a_burst(simulate)
+    for moment in range(30):
+        sim.step()
+        if moment % 5 == 0:
+            sim.scheduler.cancel(72 + moment // 10)
+        if moment == 12:
+            for seed in range(4):
+                sim.request(words(1500, seed), new=60)
+    sim.drain()
+    sim.verify()
