@@ -8,10 +8,11 @@ A table stands between <!-- begin NAME --> and <!-- end NAME -->: "device", "met
 """
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from flexjax.bench.page import filled, number, table
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "performance.md"
@@ -86,21 +87,6 @@ TARGETS = (
 )
 
 
-def number(value: float | None) -> str:
-    """Three digits, thousands with commas: 0.883, 12.4, 41,230."""
-    if value is None:
-        return ""
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.3g}"
-
-
-def table(header: str, rows: list[list[str]]) -> str:
-    columns = header.split("|")
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(cell.strip() for cell in line)} |" for line in lines)
-
-
 def metric_table(metrics: Mapping[str, float]) -> str:
     rows = [
         [
@@ -155,21 +141,6 @@ def tables(results: Mapping[str, Mapping]) -> dict[str, str]:
         if name in results:
             made[f"{name.removesuffix('s')} cases"] = make(results[name]["cases"])
     return made
-
-
-def filled(page: str, made: Mapping[str, str]) -> str:
-    """The page with each table in its place.
-
-    Raises:
-        ValueError: the page has no place for one of them.
-    """
-    for name, text in made.items():
-        place = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
-        found = place.search(page)
-        if not found:
-            raise ValueError(f"the page has no <!-- begin {name} --> ... <!-- end {name} -->")
-        page = f"{page[: found.end(1)]}{text}\n{page[found.start(2) :]}"
-    return page
 
 
 def read_results(folder: Path) -> dict[str, dict]:

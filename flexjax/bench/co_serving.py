@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from flexjax.bench.live import LiveDisplay, Snapshot
-from flexjax.bench.replay import Replay, poisson_times, shuffled_forever
+from flexjax.bench.replay import Replay, ReplayedRequest, poisson_times, shuffled_forever
 from flexjax.bench.report import (
     IterationRecord,
     iteration_summary,
@@ -14,7 +14,7 @@ from flexjax.bench.report import (
     percentiles,
     request_summary,
 )
-from flexjax.engine.engine import Engine
+from flexjax.engine.engine import Engine, Submission
 from flexjax.engine.handles import FinetuneHandle
 from flexjax.fields import ConfigError
 from flexjax.finetuning.job import FinetuneJob, JobStatus
@@ -161,10 +161,13 @@ class CoServing:
             shares=shares(records),
         )
 
-    def _submit(self, messages: list[dict], request) -> list[int]:
-        prompt = self.engine.tokenizer.apply_chat_template(messages)
+    def _submit(self, requests: Sequence[ReplayedRequest]) -> list[list[int]]:
+        return self.engine.submit_all([self._submission(each) for each in requests])
+
+    def _submission(self, request: ReplayedRequest) -> Submission:
+        prompt = self.engine.tokenizer.apply_chat_template(request.prompt)
         sampling = replace(self._sampling, seed=self._sampling.seed + request.index)
-        return self.engine.submit(prompt, sampling, None, request)
+        return Submission(prompt, sampling, None, request)
 
     def _records(self) -> list[IterationRecord]:
         """Iterations of this run; the engine's thread only ever appends to the end."""

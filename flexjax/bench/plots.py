@@ -1,10 +1,11 @@
-"""The two pictures of a run: how the loss fell, and where the time of the iterations went. Only this file draws.
+"""The pictures of a run: how the loss fell, where the time of the iterations went, and rates and memory over time. Only
+this file draws.
 
 Figures are made without pyplot: nothing global, any thread may draw.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,40 @@ def draw_amount(axes: Axes, edges: np.ndarray, values: Sequence[float], colour: 
     axes.set_ylabel(label)
     axes.set_ylim(0, max(values, default=0.0) * 1.15 or 1.0)
     tidy(axes)
+
+
+def plot_rates(path: str | os.PathLike, timeline: Mapping[str, Sequence[float]]) -> Figure:
+    """Arrivals, tokens per second of inference and of finetuning, and who holds the pages, along a trace.
+
+    Args:
+        timeline: columns of `flexjax.bench.coserve_timeline.timeline`, an entry per second.
+    """
+    figure = Figure(figsize=(10, 7.2), layout="constrained")
+    arrivals, output, finetuning, memory = figure.subplots(4, 1, sharex=True, height_ratios=(1, 1.4, 1.4, 1.4))
+    begins = np.asarray(timeline["seconds"], float)
+    edges = np.append(begins, begins[-1] + 1.0)
+    draw_amount(arrivals, edges, timeline["arrivals"], PROMPT, "requests\narriving / s")
+    draw_amount(output, edges, timeline["output_tokens"], DECODE, "output\ntokens / s")
+    draw_amount(finetuning, edges, timeline["finetune_tokens"], FINETUNE, "finetuning\ntokens / s")
+    draw_pages(memory, edges, timeline)
+    arrivals.set_title("Inference and finetuning over time", loc="left")
+    memory.set_xlabel("seconds since the trace began")
+    memory.set_xlim(edges[0], edges[-1])
+    figure.align_ylabels()
+    return saved(figure, path)
+
+
+def draw_pages(axes: Axes, edges: np.ndarray, timeline: Mapping[str, Sequence[float]]) -> None:
+    """Stacked gigabytes of the pool by holder."""
+    floor = np.zeros(len(edges) - 1)
+    for kind, colour in (("requests", DECODE), ("finetuning", FINETUNE), ("free", "#e4e4e4")):
+        ceiling = floor + np.asarray(timeline[f"memory_mb_{kind}"], float) / 1e3
+        axes.stairs(ceiling, edges, baseline=floor, fill=True, color=colour, label=kind, linewidth=0)
+        floor = ceiling
+    axes.set_ylabel("pages, GB")
+    axes.set_ylim(0, float(floor.max()) * 1.25 or 1.0)
+    tidy(axes)
+    axes.legend(frameon=False, fontsize=9, ncols=3, loc="upper right", borderaxespad=0.2)
 
 
 def tidy(axes: Axes) -> None:

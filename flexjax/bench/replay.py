@@ -1,11 +1,13 @@
 """Replay: requests sent at set times whatever becomes of them (an open loop), and what each of them felt.
 
 It knows no chat template, no finetuning and no display. A slow server does not slow the stream down: times to first
-token count from the moment a request was due, not from when it could be handed over.
+token count from the moment a request was due, not from when it could be handed over. What comes due while the server
+is taking something else is handed over together, so that neither a burst nor a server busy for a while makes a queue.
 """
 
 import itertools
 import math
+import queue
 import random
 import threading
 import time
@@ -16,8 +18,8 @@ from dataclasses import dataclass, field
 from flexjax.engine.outputs import latency_summary
 from flexjax.request import RequestOutput
 
-SENDERS = 8
-"""Requests that can be handed over at the same time; the engine takes each between two iterations."""
+SENDERS = 64
+"""Hand-overs that can be under way at the same time; the engine takes each between two iterations."""
 
 POLL_SECONDS = 0.05
 
@@ -47,7 +49,7 @@ class ReplayedRequest:
     Attributes:
         index: place in the stream.
         prompt: as the stream gave it.
-        due: seconds on the clock at which it should arrive.
+        due: seconds on the clock at which it should arrive; sent: at which its hand-over began, None before.
         ids: the engine's, None until it was handed over.
         output: the newest snapshot; times: seconds on the clock at which each token came.
         error: why it could not be handed over.
@@ -57,6 +59,7 @@ class ReplayedRequest:
     prompt: object
     due: float
     clock: Callable[[], float]
+    sent: float | None = None
     ids: list[int] | None = None
     output: RequestOutput | None = None
     times: list[float] = field(default_factory=list)
@@ -91,21 +94,23 @@ class ReplayedRequest:
 
 
 class Replay:
-    """A stream of requests, sent from a thread of its own.
+    """A stream of requests, sent from threads of its own.
 
     Args:
-        submit: hands over (prompt, listener) and returns the ids of the requests made; may block.
+        submit: hands over requests together and returns the ids made of each; may block. If it refuses, they are
+            handed over one by one, so that only those which it refuses alone end in an error.
         cancel: ends requests by their ids.
         times: seconds after ``start`` at which requests are due, ascending, perhaps without end.
-        prompts: one for each, at least as many.
+        prompts: one for each, at least as many; ``ReplayedRequest.prompt``.
 
     Attributes:
         requests: everything sent so far, in order.
+        began: seconds on the clock, once it has started.
     """
 
     def __init__(
         self,
-        submit: Callable[[object, ReplayedRequest], list[int]],
+        submit: Callable[[list[ReplayedRequest]], list[list[int]]],
         cancel: Callable[[list[int]], None],
         times: Iterable[float],
         prompts: Iterable,
@@ -114,11 +119,13 @@ class Replay:
         self.requests: list[ReplayedRequest] = []
         self._submit, self._cancel, self._clock = submit, cancel, clock
         self._arrivals = zip(itertools.count(), times, prompts)  # noqa: B905  the shortest ends the stream
-        self._stopping = threading.Event()
+        self._stopping, self._due = threading.Event(), queue.SimpleQueue()
+        self.began: float | None = None
         self._senders = ThreadPoolExecutor(SENDERS, thread_name_prefix="replay")
         self._thread = threading.Thread(target=self._send_all, name="replay", daemon=True)
 
     def start(self) -> None:
+        self.began = self._clock()
         self._thread.start()
 
     def stop(self) -> None:
@@ -154,16 +161,43 @@ class Replay:
         return sum(each.ended for each in self.requests)
 
     def _send_all(self) -> None:
-        started = self._clock()
         for index, at, prompt in self._arrivals:
-            if self._stopping.wait(max(0.0, started + at - self._clock())):
+            due = self.began + at
+            if self._stopping.wait(max(0.0, due - self._clock())):
                 return
-            request = ReplayedRequest(index, prompt, started + at, self._clock)
+            request = ReplayedRequest(index, prompt, due, self._clock)
             self.requests.append(request)
-            self._senders.submit(self._hand_over, request)
+            self._due.put(request)
+            self._senders.submit(self._hand_over)
 
-    def _hand_over(self, request: ReplayedRequest) -> None:
+    def _hand_over(self) -> None:
+        """Everything that is due by now; perhaps nothing, because another thread has taken it."""
+        batch = taken(self._due)
+        now = self._clock()
+        for request in batch:
+            request.sent = now
+        if batch:
+            self._offer(batch)
+
+    def _offer(self, batch: list[ReplayedRequest]) -> None:
         try:
-            request.ids = self._submit(request.prompt, request)
+            ids = self._submit(batch)
         except Exception as error:  # the stream goes on; the report shows it
-            request.error = str(error) or type(error).__name__
+            if len(batch) > 1:
+                for request in batch:
+                    self._offer([request])
+            else:
+                batch[0].error = str(error) or type(error).__name__
+            return
+        for request, own in zip(batch, ids, strict=True):
+            request.ids = own
+
+
+def taken(due: queue.SimpleQueue) -> list[ReplayedRequest]:
+    """All that is in the queue now."""
+    batch = []
+    while True:
+        try:
+            batch.append(due.get_nowait())
+        except queue.Empty:
+            return batch

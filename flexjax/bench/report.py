@@ -29,6 +29,8 @@ def percentiles(values: Iterable[float | None]) -> dict[str, float] | None:
 def at_rank(ordered: Sequence[float], rank: float) -> float:
     low = math.floor(rank)
     high = min(low + 1, len(ordered) - 1)
+    if rank == low or ordered[low] == ordered[high]:
+        return ordered[low]  # the difference of infinite values is not a number
     return ordered[low] + (ordered[high] - ordered[low]) * (rank - low)
 
 

@@ -66,7 +66,7 @@ def run_decode(setup: StepSetup, cases: tuple[StepCase, ...], report: StepReport
     with Engine(config, report.show) as engine:
         report.describe(engine)
         lora = cases[0].kind == "decode_lora8"
-        adapters = load_adapters(engine, plan, setup.folder) if lora else (None,)
+        adapters = load_adapters(engine, plan.adapters, plan.rank, setup.folder) if lora else (None,)
         for case in cases:
             speed = decode_speed(engine, plan, case.rows, adapters)
             alone = engine.loop.call(device_seconds, engine, case.rows, speed, adapters)
@@ -92,13 +92,13 @@ def report_decode(
     )
 
 
-def load_adapters(engine: Engine, plan: StepPlan, folder: Path) -> tuple[str, ...]:
+def load_adapters(engine: Engine, count: int, rank: int, folder: Path) -> tuple[str, ...]:
     """Adapters of random factors on all modules; each has a place of its own on the device."""
-    adapter, random = fresh_adapter(engine.model, rank=plan.rank, alpha=2.0 * plan.rank), np.random.default_rng(1)
+    adapter, random = fresh_adapter(engine.model, rank=rank, alpha=2.0 * rank), np.random.default_rng(1)
     filled = lambda b: random.standard_normal(b.shape, np.float32) * 1e-3
     adapter = adapter.with_weights({name: (a, filled(b)) for name, (a, b) in adapter.weights.items()})
     write_adapter(folder / "adapter", adapter)
-    names = tuple(f"adapter-{number}" for number in range(plan.adapters))
+    names = tuple(f"adapter-{number}" for number in range(count))
     for name in names:
         engine.load_adapter(name, folder / "adapter")
     return names
@@ -188,7 +188,7 @@ def device_seconds(
 
 def decode_layout(engine: Engine, rows: int, speed: DecodeSpeed, adapters: Sequence[str | None]) -> SlotLayout:
     """The layout that the scheduler takes for such an iteration."""
-    need = Need(rows=rows, context=round(rows * speed.context), adapters=any(adapters))
+    need = Need(rows=rows, row_context=round(rows * speed.context), adapters=any(adapters))
     return Draft(0, engine.scheduler.layouts, engine.scheduler.latency).layout_for(need)
 
 

@@ -9,8 +9,7 @@ from typing import Any
 from flexjax.config import from_table, load_tables, resolve_path
 from flexjax.fields import ConfigError, check_range, check_types
 from flexjax.finetuning.job import TARGET_MODULES
-
-ALL_NAMES = ("x", "q", "attention", "mid", "gate", "up")
+from flexjax.state import TAPE_NAMES
 
 ENGINES: dict[str, dict[str, Any]] = {
     "decode": {"max_model_len": 2048, "chunk_sizes": (4096,)},
@@ -25,10 +24,10 @@ ENGINES: dict[str, dict[str, Any]] = {
     },
     "startup": {"max_rows": 256, "row_sizes": (64, 256), "chunk_sizes": (512, 2048), "max_model_len": 8192},
     "finetune": {"max_rows": 8, "row_sizes": (8,), "max_adapters": 1, "adapter_rank_capacity": 16},
-    "finetune_all": {"tape": ALL_NAMES},
-    "finetune_all_lean90": {"tape": ("x", "q", "attention", "mid")},
-    "finetune_all_lean80": {"tape": ("x", "attention")},
-    "finetune_down": {"tape": ALL_NAMES},
+    "finetune_all": {"tape": ("x", "q", "gate", "up")},
+    "finetune_all_lean90": {"tape": ("x", "q", "gate")},
+    "finetune_all_lean80": {"tape": ("x", "q")},
+    "finetune_down": {"tape": TAPE_NAMES},
 }
 """Fields of `EngineConfig` by the kind or the name of a case, the case's own last; what they leave open follows from
 the plan (rows, pages, microbatches)."""

@@ -2,12 +2,17 @@
 
 kernels   every kernel beside the ceilings of the chip and the best alternative, all measured in the same run
 step      decoding, prompts, finetuning and start-up, through the engine's own loop
+coserve   a trace of requests beside a finetuning job, under an objective; and the alternatives to that
+memory    activation memory of finetuning as each means to save it is added: counted, and measured where there is a GPU
 """
 
 import argparse
 from pathlib import Path
 
+from flexjax.bench.coserve_bench import run_coserve_bench
+from flexjax.bench.coserve_plan import CHOICES, INFERENCE
 from flexjax.bench.kernel_bench import run_kernel_bench
+from flexjax.bench.memory_bench import run_memory_bench
 from flexjax.bench.step_bench import run_step_bench
 
 RESULTS = Path("benchmarks/results")
@@ -24,6 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     step.set_defaults(bench=bench_step)
     step.add_argument("config", nargs="?", metavar="CONFIG", help="TOML file with [bench] and [engine] tables")
     add_common_arguments(step, RESULTS / "step.json", "names, kinds or metrics of cases")
+    coserve = subcommands.add_parser("coserve", description="Replay a trace of requests beside a finetuning job.")
+    coserve.set_defaults(bench=bench_coserve)
+    add_coserve_arguments(coserve)
+    memory = subcommands.add_parser("memory", description="Count, and measure, activation memory.")
+    memory.set_defaults(bench=lambda arguments: run_memory_bench(arguments.out))
+    memory.add_argument("--out", type=Path, default=RESULTS / "memory.json", metavar="FILE")
+    memory.add_argument("--debug", action="store_true", help="show tracebacks")
 
 
 def add_common_arguments(parser: argparse.ArgumentParser, out: Path, only: str) -> None:
@@ -31,6 +43,25 @@ def add_common_arguments(parser: argparse.ArgumentParser, out: Path, only: str) 
     parser.add_argument("--out", type=Path, default=out, metavar="FILE", help=f"default: {out}")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help=only)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
+
+
+def add_coserve_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="TOML file with [bench] and [engine] tables")
+    parser.add_argument("--workloads", type=Path, metavar="DIR", help="folder of traces and lengths")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help=f"of results; default: {RESULTS}")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--capacity", action="store_true", help="find the highest rate that inference alone holds (a denominator)"
+    )
+    what.add_argument("--alone", action="store_true", help="measure finetuning alone (a denominator)")
+    overrides = parser.add_argument_group("instead of what [bench] says")
+    overrides.add_argument("--workload", metavar="NAME", help="trace to replay, a file of DIR without .jsonl")
+    overrides.add_argument("--policy", metavar="NAME", help=f"one of {', '.join(CHOICES)}")
+    overrides.add_argument("--seconds", type=float, metavar="S", help="only the beginning of the trace")
+    overrides.add_argument("--leave-out-every", type=int, metavar="N", help="leave every N-th row of the trace out")
+    overrides.add_argument("--capacity-seconds", type=float, metavar="S", help="of the trace in a trial of --capacity")
+    overrides.add_argument("--count-from", type=float, metavar="S", help="seconds from which rates are counted")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -43,3 +74,11 @@ def bench_kernels(arguments: argparse.Namespace) -> int:
 
 def bench_step(arguments: argparse.Namespace) -> int:
     return run_step_bench(arguments.config, arguments.workloads, arguments.out, arguments.only)
+
+
+def bench_coserve(arguments: argparse.Namespace) -> int:
+    what = "capacity" if arguments.capacity else "alone" if arguments.alone else "run"
+    policy = arguments.policy or (INFERENCE if arguments.capacity else None)
+    names = ("workload", "seconds", "leave_out_every", "count_from", "capacity_seconds")
+    overrides = {name: getattr(arguments, name) for name in names}
+    return run_coserve_bench(arguments.config, arguments.workloads, arguments.out, what, policy=policy, **overrides)

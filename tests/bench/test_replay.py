@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from flexjax.bench.replay import Replay, ReplayedRequest, poisson_times, shuffled_forever
+from flexjax.bench.replay import SENDERS, Replay, ReplayedRequest, poisson_times, shuffled_forever
 from flexjax.request import RequestOutput
 
 PATIENCE = 20.0
@@ -27,9 +27,14 @@ def answer(tokens: int, finish_reason: str | None = None) -> RequestOutput:
     return RequestOutput(index=0, prompt_token_ids=[1], token_ids=[7] * tokens, finish_reason=finish_reason)
 
 
+def one_by_one(submit):
+    """What takes (prompt, request) as what takes a list of requests."""
+    return lambda batch: [submit(each.prompt, each) for each in batch]
+
+
 def finished_replay(submit, prompts, cancel=lambda ids: None) -> Replay:
     """A replay of requests that are all due at once, sent to the end."""
-    replay = Replay(submit, cancel, itertools.repeat(0.0), prompts)
+    replay = Replay(one_by_one(submit), cancel, itertools.repeat(0.0), prompts)
     replay.start()
     replay._thread.join(PATIENCE)
     replay.stop()
@@ -61,17 +66,23 @@ def test_every_item_comes_once_a_round():
     assert len(set(rounds)) > 1
 
 
-def test_a_server_that_does_not_take_a_request_delays_no_other():
-    stuck, others = threading.Event(), threading.Semaphore(0)
+def test_a_server_that_does_not_take_a_request_delays_none_that_comes_later():
+    stuck, taken, others = threading.Event(), threading.Event(), threading.Semaphore(0)
 
     def submit(prompt, request):
         if prompt == "slow":
+            taken.set()
             assert stuck.wait(PATIENCE)
         request.put(answer(1, "length"))
         others.release()
         return [request.index]
 
-    replay = Replay(submit, lambda ids: None, itertools.repeat(0.0), ["slow", "a", "b", "c"])
+    def times():
+        yield 0.0
+        assert taken.wait(PATIENCE)
+        yield from itertools.repeat(0.0)
+
+    replay = Replay(one_by_one(submit), lambda ids: None, times(), ["slow", "a", "b", "c"])
     replay.start()
     assert all(others.acquire(timeout=PATIENCE) for _ in range(3))
     assert (replay.waiting, replay.running, replay.done) == (1, 0, 3)
@@ -79,6 +90,28 @@ def test_a_server_that_does_not_take_a_request_delays_no_other():
     replay.stop()
     assert replay.wait(PATIENCE) and replay.done == 4
     assert [each.prompt for each in replay.requests] == ["slow", "a", "b", "c"]
+
+
+def test_what_comes_due_while_the_server_is_busy_is_handed_over_together():
+    """Every hand-over waits until all requests are due, so all that the others found went with few of them."""
+    count, all_due, batches = 500, threading.Event(), []
+
+    def submit(batch):
+        assert all_due.wait(PATIENCE)
+        batches.append([each.index for each in batch])
+        return [[each.index] for each in batch]
+
+    def prompts():
+        yield from range(count)
+        all_due.set()
+
+    replay = Replay(submit, lambda ids: None, itertools.repeat(0.0), prompts())
+    replay.start()
+    replay._thread.join(PATIENCE)
+    replay.stop()
+    assert sorted(itertools.chain(*batches)) == list(range(count))
+    assert len(batches) <= SENDERS + 1
+    assert [each.ids for each in replay.requests] == [[index] for index in range(count)]
 
 
 def test_times_count_from_when_a_request_was_due():
@@ -114,7 +147,7 @@ def test_a_request_that_is_refused_is_an_error_and_the_stream_goes_on():
         return [request.index]
 
     replay = finished_replay(submit, ["good", "bad", "good"])
-    assert [each.finish_reason for each in replay.requests] == ["stop", "error", "stop"]
+    assert [each.finish_reason for each in replay.requests] == ["stop", "error", "stop"]  # however they went together
     assert replay.requests[1].error == "the prompt is too long"
     assert replay.wait(PATIENCE)
 
@@ -138,7 +171,7 @@ def test_stop_sends_nothing_more():
         sent.set()
         return [request.index]
 
-    replay = Replay(submit, lambda ids: None, [0.0, 3600.0, 7200.0], itertools.count())
+    replay = Replay(one_by_one(submit), lambda ids: None, [0.0, 3600.0, 7200.0], itertools.count())
     replay.start()
     assert sent.wait(PATIENCE)
     replay.stop()

@@ -1,0 +1,149 @@
+"""CoserveBench: `flexjax bench coserve`. One command measures one thing with one engine and writes one file."""
+
+import dataclasses
+import functools
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flexjax.bench.coserve_bound import Demand, demand
+from flexjax.bench.coserve_denominators import measure_alone, measure_capacity, write_partition
+from flexjax.bench.coserve_engine import CoserveSetup
+from flexjax.bench.coserve_metrics import (
+    finetune_metrics,
+    milliseconds,
+    output_rate,
+    prediction_metrics,
+    request_metrics,
+)
+from flexjax.bench.coserve_plan import ALONE as ALONE_POLICY
+from flexjax.bench.coserve_plan import INFERENCE, PARTITION, CoservePlan, read_coserve_plan
+from flexjax.bench.coserve_results import ALONE, CAPACITY, missing_lines, ratios
+from flexjax.bench.coserve_run import Outcome
+from flexjax.bench.coserve_session import CoserveSession, session
+from flexjax.bench.coserve_timeline import timeline
+from flexjax.bench.coserve_watch import memory_metrics
+from flexjax.bench.results import case_result
+from flexjax.models.build import dtype_of
+
+Show = Callable[[str], None]
+
+
+def run_coserve_bench(config_path: str, workloads: Path | None, out: Path, what: str = "run", **overrides: Any) -> int:
+    """Measure and write a file of results into ``out``.
+
+    Args:
+        config_path: TOML with [bench] (`CoservePlan`) and [engine] tables.
+        what: "run" replays the trace under the policy; "capacity" searches for the rate that inference alone holds;
+            "alone" lets finetuning have the engine to itself.
+        overrides: fields of the plan; None leaves the file's.
+
+    Raises:
+        ConfigError: the configuration, the workloads or earlier results cannot be used.
+    """
+    plan, engine_table = read_coserve_plan(config_path, **overrides)
+    show = functools.partial(print, flush=True)
+    if plan.policy == PARTITION:
+        file = write_partition(plan, plan.trace(workloads), out, show)
+    else:
+        with tempfile.TemporaryDirectory(prefix="flexjax-coserve-") as folder:
+            make = functools.partial(make_setup, plan, engine_table, Path(config_path).parent, workloads, Path(folder))
+            file = measure(make, plan, what, out, show)
+    show(f"\n{file}")
+    return 0
+
+
+def measure(make: Callable[[str], CoserveSetup], plan: CoservePlan, what: str, out: Path, show: Show) -> Path:
+    if what == "alone" or plan.policy == ALONE_POLICY:
+        return measure_alone(make("alone"), out, show)
+    if what == "capacity":
+        return measure_capacity(make("capacity"), plan.policy, out, show)
+    return measure_run(make("run"), out, show)
+
+
+def make_setup(
+    plan: CoservePlan, engine_table: Mapping, base: Path, workloads: Path | None, folder: Path, what: str
+) -> CoserveSetup:
+    """Raises ConfigError, before any engine is started, if something is missing."""
+    trace = {"alone": lambda _: None, "capacity": plan.trace, "run": plan.counted_trace}[what](workloads)
+    return CoserveSetup(plan, engine_table, base, trace, plan.sequence_lengths(workloads), folder)
+
+
+def measure_run(setup: CoserveSetup, out: Path, show: Show) -> Path:
+    """Replay the plan's trace under its policy."""
+    plan, trace = setup.plan, setup.trace
+    with session(setup, plan.policy, out, show) as run:
+        outcome = run.replay(trace, job=plan.policy != INFERENCE)
+        found = run.results.denominators(trace)
+        metrics = run_metrics(run, outcome)
+        tokens = metrics.get("finetune_tokens_per_s")
+        metrics |= ratios(trace.rate, tokens, found) | bound_metrics(run, found)
+        file = run.results.run_file(trace, plan.policy)
+        notes = missing_lines(found, run.results.facts["commit"])
+        if outcome.refusal is not None:
+            notes.append(f"requests were refused, the first because: {outcome.refusal}")
+        run.results.write(
+            file,
+            metrics,
+            [run_case(plan, outcome)],
+            workload=trace.name,
+            policy=plan.policy,
+            denominators={name: dataclasses.asdict(each) for name, each in found.items()},
+            notes=notes,
+            engine=run.engine_facts(),
+            ceilings=dataclasses.asdict(run.ceilings),
+            timeline=timeline(outcome, run.engine.memory_plan.page_bytes),
+        )
+    divided = [f"divided by {each.metric} {each.value:,.4g} of {each.file}" for each in found.values()]
+    show("\n".join([table(metrics), *divided, *notes]))
+    return file
+
+
+def run_metrics(run: CoserveSession, outcome: Outcome) -> dict[str, float]:
+    """Everything that needs no other run."""
+    plan, trace = run.setup.plan, outcome.trace
+    span = plan.count_from, trace.seconds
+    counted = [each for each in outcome.records if span[0] < each.end <= span[1]]
+    metrics = request_metrics(outcome.requests, plan.limits)
+    metrics |= {"requests_per_s": trace.rate, "output_tokens_per_s": output_rate(outcome.requests, *span)}
+    if plan.policy != INFERENCE:
+        metrics |= finetune_metrics(outcome.useful, *span)
+    metrics |= {"preemptions": outcome.preemptions, **prediction_metrics(counted), "sm_clock_mhz": outcome.mhz}
+    metrics["handover_late_ms_p99"] = milliseconds("late", outcome.late)["late_ms_p99"]
+    return metrics | memory_metrics(run.engine, outcome.pool)
+
+
+def bound_metrics(run: CoserveSession, found: Mapping) -> dict[str, float]:
+    """What conservation leaves for finetuning, while rates are counted; see `flexjax.bench.coserve_bound`."""
+    needed = counted_demand(run)
+    made = {
+        "bound_finetune_tokens_per_s": needed.overlapping(run.ceilings),
+        "bound_turns_finetune_tokens_per_s": needed.taking_turns(run.ceilings),
+    }
+    if ALONE in found and CAPACITY in found:
+        served = run.setup.trace.rate / found[CAPACITY].value
+        made["bound_efficiency"] = served + made["bound_finetune_tokens_per_s"] / found[ALONE].value
+    return made
+
+
+def counted_demand(run: CoserveSession) -> Demand:
+    plan, trace = run.setup.plan, run.setup.trace
+    rows, seconds = trace.between(plan.count_from, trace.seconds), trace.seconds - plan.count_from
+    itemsize = np.dtype(dtype_of(run.engine.config.dtype)).itemsize
+    return demand(run.engine.model, rows, seconds, run.setup.lengths, itemsize)
+
+
+def run_case(plan: CoservePlan, outcome: Outcome) -> dict:
+    trace, seconds = outcome.trace, [each.seconds for each in outcome.records]
+    shape = f"{len(trace.rows)} requests in {trace.seconds:.0f} s, counted from {plan.count_from:g} s"
+    mean = 1e3 * sum(seconds) / len(seconds)
+    return case_result(f"{trace.name} {plan.policy}", shape, mean, iterations=len(seconds))
+
+
+def table(metrics: Mapping[str, float | None]) -> str:
+    """Every metric and its value."""
+    width = max(map(len, metrics))
+    return "\n".join(f"{name:<{width}}  {value:>12,.4g}" for name, value in metrics.items() if value is not None)

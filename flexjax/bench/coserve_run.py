@@ -1,0 +1,188 @@
+"""TraceRun: one trace replayed against a running engine, perhaps beside a finetuning job, and what came of it.
+
+It judges nothing and writes nothing.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from flexjax.bench.coserve_engine import Feed
+from flexjax.bench.coserve_metrics import Felt, Useful, useful_tokens
+from flexjax.bench.coserve_trace import Trace, TraceRow
+from flexjax.bench.coserve_watch import PoolSample, PoolWatch
+from flexjax.bench.measurement import clock_watch
+from flexjax.bench.replay import Replay, ReplayedRequest
+from flexjax.engine.engine import Engine
+from flexjax.engine.handles import FinetuneHandle
+from flexjax.engine.metrics import IterationRecord
+from flexjax.fields import ConfigError
+from flexjax.finetuning.job import FinetuneJob, JobStatus
+
+POLL_SECONDS = 0.2
+SHOWN_EVERY = 20.0
+"""Seconds between two lines about how things stand."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Times in seconds since the trace began.
+
+    Attributes:
+        requests: one for each row of the trace, in its order.
+        records: iterations since the job or the trace began, whichever was first; useful: as they ended.
+        late: of each hand-over, how long after the request was due it began.
+        mhz: mean SM clock while rates are counted, None without a GPU.
+        refusal: why a request was refused, None if none was.
+    """
+
+    trace: Trace
+    requests: tuple[Felt, ...]
+    records: tuple[IterationRecord, ...]
+    useful: tuple[Useful, ...]
+    pool: tuple[PoolSample, ...]
+    late: tuple[float, ...]
+    preemptions: int
+    mhz: float | None
+    refusal: str | None
+
+
+@dataclass(frozen=True)
+class TraceRun:
+    """Args:
+    drain_seconds: most that the requests may take after the last arrival.
+    hopeless: asked now and then with the requests sent so far; True ends the run early, the rest unfinished.
+    """
+
+    engine: Engine
+    trace: Trace
+    feed: Feed
+    count_from: float
+    drain_seconds: float
+    show: Callable[[str], None]
+    hopeless: Callable[[Sequence[ReplayedRequest]], bool] = lambda requests: False
+
+    def run(self, job: FinetuneJob | None) -> Outcome:
+        """Replay the trace until its last request has ended; the job, if there is one, goes on that long.
+
+        Raises:
+            RuntimeError: the engine or the job failed.
+        """
+        loop, preempted = self.engine.loop, self.engine.scheduler.statistics.preemptions
+        first = loop.records[-1].index + 1 if loop.records else 0
+        times = [row.due for row in self.trace.rows]
+        replay = Replay(self.feed.submit, self.engine.cancel, times, self.trace.rows, loop.clock)
+        handle = None if job is None else begin(self.engine, job)
+        try:
+            with PoolWatch(self.engine) as pool:
+                mhz = self._replay(replay, handle)
+        finally:
+            replay.abort()
+            if handle is not None:
+                with contextlib.suppress(ConfigError):  # it failed, which is told below or above
+                    handle.cancel()
+        preempted = self.engine.scheduler.statistics.preemptions - preempted
+        return self._outcome(replay, first, pool.samples, preempted, mhz)
+
+    def _replay(self, replay: Replay, handle: FinetuneHandle | None) -> float | None:
+        """Mean SM clock from ``count_from`` to the last arrival."""
+        replay.start()
+        going = self._until(replay, handle, lambda elapsed: elapsed >= self.count_from)
+        with clock_watch() as clock:
+            going = going and self._until(replay, handle, lambda elapsed: len(replay.requests) == len(self.trace.rows))
+        last = self.trace.seconds + self.drain_seconds
+        if going:
+            self._until(replay, handle, lambda elapsed: elapsed > last or replay.done == len(self.trace.rows))
+        return clock.mean_mhz
+
+    def _until(self, replay: Replay, handle: FinetuneHandle | None, reached: Callable[[float], bool]) -> bool:
+        """Wait; False if there is no hope."""
+        shown = self._elapsed(replay)
+        while not reached(elapsed := self._elapsed(replay)):
+            if self.hopeless(replay.requests):
+                return False
+            require_sound(replay.requests, handle)
+            if elapsed - shown >= SHOWN_EVERY:
+                shown = elapsed
+                useful = sum(each.tokens for each in list(self.engine.trainer.settled)) if handle else 0
+                counts = f"{replay.waiting} wait, {replay.running} run, {replay.done} of {len(self.trace.rows)} done"
+                self.show(f"  {elapsed:.0f} s: {counts}; {useful:,} finetuning tokens so far")
+            time.sleep(POLL_SECONDS)
+        require_sound(replay.requests, handle)
+        return True
+
+    def _elapsed(self, replay: Replay) -> float:
+        return self.engine.loop.clock() - replay.began
+
+    def _outcome(self, replay: Replay, first: int, samples: list[PoolSample], preemptions: int, mhz) -> Outcome:
+        loop, sent = self.engine.loop, replay.requests
+        earlier = loop.started - replay.began
+        kept = [each for each in list(loop.records) if each.index >= first]
+        records = tuple(replace(each, start=each.start + earlier) for each in kept)
+        unsent = [None] * (len(self.trace.rows) - len(sent))
+        return Outcome(
+            trace=self.trace,
+            requests=tuple(map(felt_by, self.trace.rows, [*sent, *unsent])),
+            records=records,
+            useful=tuple(useful_tokens(list(self.engine.trainer.settled), {each.index: each.end for each in records})),
+            pool=tuple(replace(each, at=each.at - replay.began) for each in samples),
+            late=tuple(each.sent - each.due for each in sent if each.sent is not None),
+            preemptions=preemptions,
+            mhz=mhz,
+            refusal=next((each.error for each in sent if each.error is not None), None),
+        )
+
+
+def begin(engine: Engine, job: FinetuneJob) -> FinetuneHandle:
+    """Start a job and wait until its first microbatch has ended: until then its programs are timed and warmed up.
+
+    Raises:
+        RuntimeError: the job ended.
+    """
+    before, handle = len(engine.trainer.settled), engine.finetune(job)
+    while len(engine.trainer.settled) == before:
+        require_sound((), handle)
+        time.sleep(POLL_SECONDS)
+    return handle
+
+
+def require_sound(requests: Sequence[ReplayedRequest], handle: FinetuneHandle | None) -> None:
+    """Raises RuntimeError if the engine's thread died or the job ended."""
+    outputs = (each.output for each in list(requests))
+    error = next((each.error for each in outputs if each is not None and each.error is not None), None)
+    if error is not None:
+        raise RuntimeError(f"the engine failed: {error}")
+    if handle is not None and JobStatus(handle.status).final:
+        raise RuntimeError(f"the job {handle.name!r} is {handle.status} before the run's end: {handle.error}")
+
+
+def felt_by(row: TraceRow, request: ReplayedRequest | None) -> Felt:
+    """What the request of a row got, None if it was not even sent."""
+    if request is None:
+        return Felt(row.due, row.output, (), ended=False)
+    began = request.due - row.due
+    return Felt(row.due, row.output, tuple(at - began for at in request.times), request.finish_reason == "length")
+
+
+def finetune_alone(
+    engine: Engine, job: FinetuneJob, warmup: float, seconds: float
+) -> tuple[list[Useful], float | None]:
+    """Run a job that has the engine to itself; what ended in ``seconds`` after ``warmup``, and the mean SM clock."""
+    loop, handle = engine.loop, begin(engine, job)
+    wait(handle, warmup)
+    start = loop.clock() - loop.started
+    with clock_watch() as clock:
+        wait(handle, seconds)
+    ends = {each.index: each.end for each in list(loop.records)}
+    useful = useful_tokens(list(engine.trainer.settled), ends)
+    handle.cancel()
+    return [each for each in useful if each.at >= start], clock.mean_mhz
+
+
+def wait(handle: FinetuneHandle, seconds: float) -> None:
+    """Raises RuntimeError if the job ends meanwhile."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        require_sound((), handle)
+        time.sleep(POLL_SECONDS)
