@@ -5,6 +5,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 from typing import NoReturn
 
 from flexjax.fields import ConfigError
@@ -13,6 +14,7 @@ from flexjax.version import __version__
 COMMANDS = {
     "generate": "continue prompts and print the texts",
     "run": "serve requests on standard input, one JSON object a line, beside the finetuning jobs of CONFIG",
+    "serve": "serve the OpenAI API over HTTP, beside the finetuning jobs of CONFIG",
     "finetune": "run the finetuning jobs of CONFIG and write their adapters",
     "export": "write an adapter in PEFT's format, or merged into the model's weights",
     "plan": "print memory, pruning, rematerialization and sharding without starting anything",
@@ -20,6 +22,9 @@ COMMANDS = {
     "demo": "serve a small real model and finetune it at the same time, with a report",
 }
 """Each is a module of this package with ``add_arguments(parser)`` and ``run(arguments) -> exit code``."""
+
+EXTRAS = {"serve": "server", "demo": "bench"}
+"""Commands that need more packages, with the extra that brings them."""
 
 USER_ERROR, INTERRUPTED = 2, 130
 
@@ -60,7 +65,7 @@ def dispatch(words: list[str]) -> int:
     top.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below")
     top.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="flexjax COMMAND --help lists them")
     chosen = top.parse_args(words)
-    command = importlib.import_module(f"flexjax.cli.{chosen.command}")
+    command = load(chosen.command)
     parser = Parser(f"flexjax {chosen.command}", description=command.__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
@@ -68,6 +73,17 @@ def dispatch(words: list[str]) -> int:
     arguments = parser.parse_args(chosen.arguments)
     arguments.command_line = ["flexjax", *words]
     return command.run(arguments)
+
+
+def load(command: str) -> ModuleType:
+    """Raises ConfigError if the command's packages are not installed."""
+    try:
+        return importlib.import_module(f"flexjax.cli.{command}")
+    except ModuleNotFoundError as error:
+        if command not in EXTRAS or error.name.startswith("flexjax"):
+            raise
+        extra = f"flexjax[{EXTRAS[command]}]"
+        raise ConfigError(f"flexjax {command} needs {error.name}, which is not installed; install {extra}") from error
 
 
 def describe(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flexjax
 from flexjax.config import nearest
 
 ROLES = ("system", "developer", "user", "assistant")
@@ -87,3 +88,14 @@ def kind_of(value: Any) -> str:
 def shortened(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def chat_encoder(engine: "flexjax.Engine"):
+    """From messages to token ids."""
+    if engine.tokenizer is None:
+        return refuse_chat
+    return engine.tokenizer.apply_chat_template
+
+
+def refuse_chat(_: list[dict]):
+    raise ValueError("the model was loaded without a tokenizer (load_format is dummy); give token ids as prompt")

@@ -18,6 +18,7 @@ from typing import Any, TextIO
 
 import flexjax
 from flexjax.request import RequestOutput
+from flexjax.server.prompts import chat_encoder
 from flexjax.server.protocol import is_chat, translate
 
 
@@ -176,14 +177,3 @@ def parse(line: bytes) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise ValueError(f"the line holds a {type(body).__name__}; it must be an object")
     return body
-
-
-def chat_encoder(engine: "flexjax.Engine"):
-    """From messages to token ids."""
-    if engine.tokenizer is None:
-        return refuse_chat
-    return engine.tokenizer.apply_chat_template
-
-
-def refuse_chat(_: list[dict]):
-    raise ValueError("the model was loaded without a tokenizer (load_format is dummy); give token ids as prompt")

@@ -1,0 +1,112 @@
+"""Serve the OpenAI API over HTTP, beside the finetuning jobs of CONFIG.
+
+The model answers under its name, adapters under theirs; clients load more of them from the adapter folder. Every
+request leaves a line of JSON on standard error. SIGTERM or Ctrl-C: new work is refused while what runs ends (for at
+most drain_seconds), then jobs that have not ended leave a checkpoint; a second one ends everything at once.
+"""
+
+import argparse
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from socket import socket
+from typing import Any
+
+import jax
+
+import flexjax
+from flexjax.cli.adapters import add_adapter_arguments, load_adapters
+from flexjax.cli.jobs import CommandJobs, add_job_arguments, forget_checkpoints, job_settings, resume_command
+from flexjax.cli.progress import show
+from flexjax.cli.settings import Settings, add_engine_arguments, read_settings
+from flexjax.config import from_table, load_tables
+from flexjax.request import SamplingParams
+from flexjax.server.app import create_app
+from flexjax.server.config import ServerConfig
+from flexjax.server.process import ServerProcess, address_of, bind
+
+OVERRIDES = ("host", "port", "data_dir", "adapter_dir")
+"""Options that are fields of the [server] table under the same name."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_engine_arguments(parser)
+    group = parser.add_argument_group("the service")
+    group.add_argument("--host", metavar="NAME", help="address to listen on; 0.0.0.0 is all of this machine's")
+    group.add_argument("--port", type=int, metavar="N", help="0 takes a free one")
+    group.add_argument("--data-dir", metavar="DIR", help="folder of the service")
+    group.add_argument("--adapter-dir", metavar="DIR", help="folder clients may load adapters from (DATA-DIR/adapters)")
+    add_adapter_arguments(parser)
+    add_job_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    settings = job_settings(read_settings(arguments), arguments.output)
+    config = server_config(arguments)
+    with bind(config) as listener:
+        show_log()
+        succeeded = serve(settings, config, listener, arguments)
+    if settings.jobs and succeeded:
+        forget_checkpoints(settings, arguments.output)
+    elif settings.jobs:
+        show(f"not every job has succeeded; to go on from the checkpoints:\n  {resume_command(arguments.command_line)}")
+    return 0
+
+
+def server_config(arguments: argparse.Namespace) -> ServerConfig:
+    """The [server] table, with the options of the command line. Raises ConfigError."""
+    given = {name: getattr(arguments, name) for name in OVERRIDES if getattr(arguments, name) is not None}
+    absolute = {name: str(Path(value).absolute()) if name.endswith("_dir") else value for name, value in given.items()}
+    if arguments.config is None:
+        return from_table(ServerConfig, absolute, "command line")
+    path = Path(arguments.config)
+    table: dict[str, Any] = load_tables(path).get("server", {})
+    return from_table(ServerConfig, table | absolute, f"{path} [server]", path.parent)
+
+
+def show_log() -> None:
+    """Our own log, which has a line for every request, on standard error as it is."""
+    handler, own = logging.StreamHandler(), logging.getLogger("flexjax")
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    own.addHandler(handler)
+    own.setLevel(logging.INFO)
+    own.propagate = False  # libraries that we load give the root logger a handler of theirs
+
+
+def serve(settings: Settings, config: ServerConfig, listener: socket, arguments: argparse.Namespace) -> bool:
+    """Serve until told to stop; whether all jobs have succeeded. A closed engine ends the jobs, then the thread that
+    follows them comes to its end."""
+    with ExitStack() as stack:
+        follower = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="flexjax-jobs"))
+        engine = stack.enter_context(flexjax.Engine.from_config(settings.engine, progress=show))
+        prepare_sampling(engine)
+        load_adapters(engine, arguments.adapter)
+        jobs = CommandJobs(engine, arguments.output)
+        jobs.submit(settings.jobs, arguments.resume)
+        succeeded = follower.submit(jobs.follow)
+        show_service(engine, config, address_of(listener))
+        ServerProcess(create_app(engine, config), config).run(sockets=[listener])
+        show("stopped")
+    return succeeded.result()
+
+
+def prepare_sampling(engine: "flexjax.Engine") -> None:
+    """Sample a token in every way, so that no client waits for the programs of it."""
+    began = time.perf_counter()
+    for settings in ({"temperature": 0.0}, {"temperature": 1.0}, {"top_p": 0.9}, {"presence_penalty": 1.0}):
+        engine.generate([[0]], SamplingParams(max_tokens=1, **settings))
+    show(f"sampling ready in {time.perf_counter() - began:.1f} s")
+
+
+def show_service(engine: "flexjax.Engine", config: ServerConfig, address: str) -> None:
+    settings, devices = engine.config, jax.devices()[: engine.config.tp]
+    show(str(engine.memory_plan))
+    show(f"devices: {', '.join(each.device_kind for each in devices)}")
+    show(f"adapters: {', '.join(sorted(engine.adapters.named)) or 'none'}; clients load from {config.adapters}")
+    show(
+        f"{settings.served_model_name} ({settings.model}, {settings.dtype}): {settings.max_rows} rows of at most "
+        f"{settings.max_model_len} tokens, {config.max_queue} more may wait"
+    )
+    show(f"ready: {address}/v1")

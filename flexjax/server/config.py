@@ -1,0 +1,42 @@
+"""ServerConfig: the [server] table, what the HTTP service may take and where it keeps things."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flexjax.config import PATH
+from flexjax.fields import check_range, check_types
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """Attributes:
+    host, port: address to listen on; port 0 takes a free one.
+    data_dir: folder of the service.
+    adapter_dir: folder from which clients may load adapters; None is ``adapters`` in the data folder.
+    max_queue: sequences that may wait for a row; a request beyond them is refused with status 429.
+    max_body_bytes: largest body of a request.
+    drain_seconds: that running requests have to end, once the service is told to stop.
+
+    Raises:
+        ConfigError: a value has the wrong type or is outside its range.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    data_dir: str = field(default="runs/service", metadata=PATH)
+    adapter_dir: str | None = field(default=None, metadata=PATH)
+    max_queue: int = 1024
+    max_body_bytes: int = 8 * 2**20
+    drain_seconds: float = 30.0
+
+    def __post_init__(self):
+        check_types(self)
+        check_range(self, "port", 0, 65535)
+        check_range(self, "max_queue", 0)
+        check_range(self, "max_body_bytes", 1)
+        check_range(self, "drain_seconds", 0.0)
+
+    @property
+    def adapters(self) -> Path:
+        """The folder of `adapter_dir`, decided."""
+        return Path(self.adapter_dir if self.adapter_dir is not None else Path(self.data_dir) / "adapters")

@@ -1,0 +1,87 @@
+"""ApiError: a refusal as OpenAI's API words it, and which of our exceptions becomes which."""
+
+from collections.abc import Mapping
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from flexjax.engine.loop import EngineStopped
+from flexjax.server.prompts import BodyError
+
+CLIENT_GONE = 499
+"""Status in the log of a request whose client did not wait for the answer (nginx's number for it)."""
+
+TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+class ApiError(Exception):
+    """Args:
+    status: of HTTP.
+    param: the field of the body at fault.
+    code: a word for programs, such as "model_not_found".
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ):
+        super().__init__(message)
+        self.status, self.param, self.code, self.headers = status, param, code, headers
+
+    @property
+    def body(self) -> dict:
+        """OpenAI's error object."""
+        kind = TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> Response:
+        return JSONResponse(self.body, self.status, self.headers)
+
+
+def model_not_found(name: str) -> ApiError:
+    return ApiError(404, f"The model {name!r} does not exist.", "model", "model_not_found")
+
+
+def stopping() -> ApiError:
+    return ApiError(503, "The server is stopping and takes no new work.", code="stopping")
+
+
+def internal_error() -> ApiError:
+    return ApiError(500, "The server made a mistake; its log says more under this request's id.", code="internal_error")
+
+
+def api_error_of(error: Exception) -> ApiError:
+    """What a client is told of an exception that is not our mistake; others are raised again."""
+    match error:
+        case ApiError():
+            return error
+        case BodyError():
+            return ApiError(400, str(error), error.field)
+        case ValueError():
+            return ApiError(400, str(error))
+        case EngineStopped():
+            return ApiError(503, "The engine has stopped.", code="engine_stopped")
+        case HTTPException():
+            return ApiError(error.status_code, str(error.detail), headers=error.headers)
+    raise error
+
+
+async def answer_error(_: Request, error: Exception) -> Response:
+    return api_error_of(error).response()
+
+
+async def answer_nobody(_: Request, __: Exception) -> Response:
+    return Response(status_code=CLIENT_GONE)
+
+
+EXCEPTION_HANDLERS = {
+    ClientDisconnect: answer_nobody,
+    **dict.fromkeys((ApiError, BodyError, EngineStopped, HTTPException), answer_error),
+}
+"""Where an exception that is none of these gets out of a route, that is our mistake: status 500. So a ValueError of the
+engine, which may be the client's, is translated beside the call."""

@@ -1,0 +1,89 @@
+"""/metrics: what Prometheus reads. Names are vLLM's where the meaning is, else begin with ``flexjax:``."""
+
+import asyncio
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from flexjax.server.iterations import EngineFacts
+from flexjax.server.service import Service, service_of
+from flexjax.server.timeline import ServingTotals
+
+
+class Snapshot:
+    """What a registry collects from: families made beforehand."""
+
+    def __init__(self, families: list[Metric]):
+        self._families = families
+
+    def collect(self) -> list[Metric]:
+        return self._families
+
+
+def gauge(name: str, text: str, labels: dict[str, str], value: float) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=list(labels))
+    family.add_metric(list(labels.values()), value)
+    return family
+
+
+def counter(name: str, text: str, labels: dict[str, str], values: dict[str, float], by: str | None = None) -> Metric:
+    """``values`` by the value of the label ``by``; the one value where there is none."""
+    family = CounterMetricFamily(name, text, labels=[*labels, by] if by else list(labels))
+    for key, value in values.items():
+        family.add_metric([*labels.values(), key] if by else list(labels.values()), value)
+    return family
+
+
+def request_families(totals: ServingTotals, labels: dict[str, str]) -> Iterator[Metric]:
+    yield counter("vllm:prompt_tokens", "Prompt tokens processed.", labels, {"": totals.prompt_tokens})
+    yield counter("vllm:generation_tokens", "Tokens generated.", labels, {"": totals.generation_tokens})
+    yield counter("vllm:request_success", "Sequences that ended.", labels, totals.ended, by="finished_reason")
+    yield totals.ttft.family("vllm:time_to_first_token_seconds", "From arrival to the first token.", labels)
+    yield totals.itl.family("vllm:inter_token_latency_seconds", "Between two tokens of a sequence.", labels)
+    yield totals.e2e.family("vllm:e2e_request_latency_seconds", "From arrival to the end.", labels)
+
+
+def engine_families(facts: EngineFacts, labels: dict[str, str]) -> Iterator[Metric]:
+    now, totals = facts.statistics, facts.totals
+    used = (now.pages - now.available_pages) / now.pages
+    yield gauge("vllm:num_requests_running", "Sequences that have a row.", labels, now.running)
+    yield gauge("vllm:num_requests_waiting", "Sequences that wait for one.", labels, now.waiting)
+    yield gauge("vllm:kv_cache_usage_perc", "Pages in use, 1 is all; tapes are among them.", labels, used)
+    yield counter("vllm:num_preemptions", "Sequences that lost their row to others.", labels, {"": now.preemptions})
+    yield counter("flexjax:prefix_hit_pages", "Pages reused, not computed.", labels, {"": now.prefix_hits})
+    yield counter("flexjax:iterations", "Iterations of the engine.", labels, {"": totals.iterations})
+    yield counter("flexjax:iteration_seconds", "Their time.", labels, totals.seconds, by="part")
+    yield counter("flexjax:finetune_tokens", "Tokens that went forward.", labels, {"": totals.finetune_tokens})
+    yield counter("flexjax:backward_units", "Backward units run.", labels, {"": totals.backward_units})
+    yield counter("flexjax:optimizer_steps", "Updates of adapters.", labels, {"": totals.updates})
+    share, room = facts.finetune_share, facts.headroom_seconds
+    yield gauge("flexjax:iteration_finetune_share", "Share of finetuning in the newest iterations.", labels, share)
+    if room is not None:
+        yield gauge("flexjax:objective_headroom_seconds", "Mean time they left of the objective.", labels, room)
+    versions = GaugeMetricFamily("flexjax:adapter_version", "Version that serves.", labels=[*labels, "adapter"])
+    for name, version in facts.adapter_versions.items():
+        versions.add_metric([*labels.values(), name], version)
+    yield versions
+
+
+async def engine_facts(service: Service) -> EngineFacts:
+    """Gathered on the engine's thread, between two iterations."""
+    return await asyncio.shield(asyncio.wrap_future(service.engine.loop.post(service.facts.gather, service.engine)))
+
+
+async def metrics(request: Request) -> Response:
+    service = service_of(request)
+    labels = {"model_name": service.base_name}
+    facts = await engine_facts(service)
+    registry = CollectorRegistry()
+    registry.register(Snapshot([*engine_families(facts, labels), *request_families(service.totals, labels)]))
+    encode, content_type = choose_encoder(request.headers.get("accept", ""))
+    return Response(encode(registry), headers={"Content-Type": content_type})
+
+
+ROUTES = (Route("/metrics", metrics, methods=["GET", "HEAD"]),)

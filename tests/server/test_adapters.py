@@ -1,0 +1,144 @@
+"""Adapters loaded and unloaded by clients, and the list of models that shows them."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import openai
+import pytest
+
+from flexjax.request import SamplingParams
+from tests.server.conftest import halted_by_the_first_output, wait_until
+
+GREEDY = {"max_tokens": 30, "temperature": 0, "extra_body": {"ignore_eos": True}}
+PROMPT = "hello there"
+
+
+def post(server, action: str, **body) -> httpx.Response:
+    return httpx.post(f"{server.url}/v1/{action}_lora_adapter", json=body, timeout=30)
+
+
+@pytest.fixture
+def poet(server):
+    answer = post(server, "load", lora_name="poet", lora_path="poet")
+    assert (answer.status_code, answer.text) == (200, "Success: LoRA adapter 'poet' added successfully.")
+    yield "poet"
+    post(server, "unload", lora_name="poet")
+
+
+def text(engine, adapter: str | None) -> str:
+    return engine.generate([PROMPT], SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True), adapter)[0].text
+
+
+def test_models_are_the_base_and_its_adapters(server, client, engine, poet):
+    base, adapter = client.models.list()
+    assert (base.id, base.object, base.root, base.parent) == ("tiny", "model", engine.config.model, None)
+    assert (adapter.id, adapter.root, adapter.parent) == ("poet", "poet", "tiny")
+    assert base.max_model_len == adapter.max_model_len == 256 and base.created > 1_700_000_000
+    assert client.models.retrieve("poet") == adapter and client.models.retrieve("tiny") == base
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.models.retrieve("org/ghost")
+    assert caught.value.code == "model_not_found" and "'org/ghost'" in str(caught.value)
+
+
+def test_an_adapter_answers_until_it_is_unloaded(server, client, engine, poet):
+    answer = client.completions.create(model=poet, prompt=PROMPT, **GREEDY)
+    assert answer.model == "poet" and answer.choices[0].text == text(engine, "poet") != text(engine, None)
+    gone = post(server, "unload", lora_name="poet")
+    assert (gone.status_code, gone.text) == (200, "Success: LoRA adapter 'poet' removed successfully.")
+    with pytest.raises(openai.NotFoundError, match="The model 'poet' does not exist"):
+        client.completions.create(model=poet, prompt=PROMPT, **GREEDY)
+    assert post(server, "unload", lora_name="poet").status_code == 404
+    assert [model.id for model in client.models.list()] == ["tiny"]
+
+
+def watched(monkeypatch, owner, name: str) -> threading.Event:
+    """Is set once the method has been called, and has returned."""
+    method, called = getattr(owner, name), threading.Event()
+
+    def watch(*arguments):
+        result = method(*arguments)
+        called.set()
+        return result
+
+    monkeypatch.setattr(owner, name, watch)
+    return called
+
+
+def test_a_request_keeps_the_version_it_began_with(server, client, engine, poet, monkeypatch):
+    """The name is given to another adapter in the middle of an answer: the engine stands still until that is asked."""
+    old, version = text(engine, "poet"), engine.loop.call(engine.adapters.find, "poet")
+    with ThreadPoolExecutor() as threads:
+        with halted_by_the_first_output(server):
+            stream = client.completions.create(model=poet, prompt=PROMPT, stream=True, **GREEDY)
+            shown = next(iter(stream)).choices[0].text
+            asked = watched(monkeypatch, engine.loop, "post")
+            replaced = threads.submit(post, server, "load", lora_name="poet", lora_path="painter")
+            assert asked.wait(20)
+        assert replaced.result().status_code == 200
+    shown += "".join(chunk.choices[0].text for chunk in stream)
+    assert engine.loop.call(engine.adapters.find, "poet").version > version.version
+    assert shown == old != text(engine, "poet")
+    assert next(model for model in client.models.list() if model.id == "poet").root == "painter"
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "words"),
+    [
+        ("../elsewhere", 400, "outside the server's adapter_dir"),
+        ("/etc", 400, "outside the server's adapter_dir"),
+        ("link", 400, "outside the server's adapter_dir"),
+        ("poet/../../elsewhere", 400, "outside the server's adapter_dir"),
+        ("zero\0byte", 400, "is no path"),
+        ("x" * 5000, 404, "no folder"),
+        ("circle", 400, ""),
+        ("ghost", 404, "no folder 'ghost'"),
+        ("empty", 400, "cannot be loaded"),
+        (".", 400, "cannot be loaded"),
+    ],
+)
+def test_only_folders_of_the_adapter_folder_can_be_named(server, adapter_dir, path, status, words):
+    make_traps(adapter_dir)
+    answer = post(server, "load", lora_name="x", lora_path=path)
+    error = answer.json()["error"]
+    assert answer.status_code == status and error["param"] == "lora_path" and words in error["message"]
+    assert str(adapter_dir) not in error["message"], "where the server keeps things is its own"
+
+
+def make_traps(folder) -> None:
+    """A link to a whole adapter outside, a link to itself, and a folder without an adapter."""
+    outside = folder.parent / "elsewhere"
+    if not outside.exists():
+        outside.mkdir()
+        for file in (folder / "poet").iterdir():
+            (outside / file.name).write_bytes(file.read_bytes())
+        (folder / "link").symlink_to(outside)
+        (folder / "circle").symlink_to(folder / "circle")
+        (folder / "empty").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"lora_path": "poet"}, "lora_name"),
+        ({"lora_name": "", "lora_path": "poet"}, "lora_name"),
+        ({"lora_name": "x"}, "lora_path"),
+        ({"lora_name": "tiny", "lora_path": "poet"}, "lora_name"),
+        ({"lora_name": "a\nb", "lora_path": "poet"}, "lora_name"),
+        ({"lora_name": 3, "lora_path": "poet"}, "lora_name"),
+        ({"lora_name": "x", "lora_path": "poet", "lora_pth": ""}, "lora_pth"),
+    ],
+)
+def test_what_is_wrong_is_named(server, body, param):
+    answer = post(server, "load", **body)
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == param
+
+
+def test_no_room_names_the_setting(server, client):
+    """There are 12 places."""
+    answers = [post(server, "load", lora_name=f"copy{number}", lora_path="poet") for number in range(13)]
+    for number in range(12):
+        post(server, "unload", lora_name=f"copy{number}")
+    assert [answer.status_code for answer in answers] == [200] * 12 + [400]
+    assert "max_adapters" in answers[-1].json()["error"]["message"]
+    wait_until(lambda: len(list(client.models.list())) == 1)
