@@ -23,6 +23,7 @@ from flexjax.engine.trainer import Trainer
 from flexjax.layout import PAGE_TOKENS, tiles_for
 from flexjax.request import FinishReason
 from flexjax.scheduler import Iteration, Scheduler
+from flexjax.scheduler.draft import context_of
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +168,9 @@ class Loop:
             return 0.0
         chunk = sum(tiles_for(part.length) * PAGE_TOKENS for part in iteration.prompts)
         holding = [each for each in self.scheduler.layouts if each.holds(rows=max(rows) + 1, chunk=chunk)]
-        return min(self.scheduler.latency.forward_seconds(layout, iteration.context_tokens) for layout in holding)
+        tiles = sum(context_of(part.start, part.length) for part in iteration.prompts)
+        context = iteration.context_tokens - iteration.tile_context + tiles
+        return min(self.scheduler.latency.forward_seconds(layout, context, tiles) for layout in holding)
 
     def add_request(self, serving: Serving, collector: Collector) -> None:
         """On the engine's thread. Raises ValueError if the request can never run."""

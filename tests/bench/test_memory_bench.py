@@ -7,8 +7,9 @@ import pytest
 from flexjax.bench.memory_ablation import ablation
 from flexjax.bench.memory_bench import MemoryAsked, metric_of, run_memory_bench
 from flexjax.bench.step_model import write_model
-from flexjax.bench.step_plan import ALL_NAMES, TINY, TINY_ROWS
+from flexjax.bench.step_plan import TINY, TINY_ROWS
 from flexjax.finetuning.job import TARGET_MODULES
+from flexjax.state import TAPE_NAMES
 from flexjax.weights.source import open_model
 
 TOKENS, LAYERS = 1024, 32
@@ -56,7 +57,7 @@ def test_the_bench_counts_and_measures(tmp_path, capsys, compilation_cache):
     """The engine is that of the step benchmark's tests, so that they share what is compiled."""
     case, engine = (
         (("tiny", TARGET_MODULES),),
-        TINY | TINY_ROWS | {"tape": ALL_NAMES, "compilation_cache": compilation_cache},
+        TINY | TINY_ROWS | {"tape": TAPE_NAMES, "compilation_cache": compilation_cache},
     )
     engine |= {"microbatch_tokens": 256, "backward_window": 128}
     plan = MemoryAsked(case, case, tokens=128, window=64, seconds=0.2, engine=engine, anywhere=True)
