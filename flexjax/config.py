@@ -44,9 +44,10 @@ class EngineConfig:
         backward_window: slots of one backward unit, a multiple of 64.
         tape: names of activations to save, or "auto" for the plan that fits the memory.
         max_running_jobs: finetuning jobs that hold masters and optimizer state at once; more wait.
-        policy: name of the scheduler's policy; "auto" is "co_serve" with ``tpot_objective_ms``, else "flat_out".
+        policy: name of the scheduler's policy; "auto" is "co_serve" with an objective per token, else "flat_out".
         policy_options: arguments of the policy, as pairs; a mapping is accepted.
-        tpot_objective_ms, ttft_objective_ms: latency objective in milliseconds, None for none.
+        tpot_objective_ms, itl_objective_ms, ttft_objective_ms: latency objectives in milliseconds, None for none: the
+            mean time per output token of a request, every single gap between two of its tokens, and the first one.
         objective_margin: share of the objective that is left unused, in [0, 1).
         tp: devices on the tensor-parallel axis.
         served_model_name: what the HTTP server calls the model.
@@ -77,6 +78,7 @@ class EngineConfig:
     policy: str = "auto"
     policy_options: Mapping[str, Any] | tuple[tuple[str, Any], ...] = ()
     tpot_objective_ms: float | None = None
+    itl_objective_ms: float | None = None
     ttft_objective_ms: float | None = None
     objective_margin: float = 0.05
     tp: int = 1
@@ -95,7 +97,7 @@ class EngineConfig:
         check_range(self, "max_model_len", 2)
         check_range(self, "memory_fraction", 0.0, 1.0, open_low=True)
         check_range(self, "objective_margin", 0.0, 1.0, open_high=True)
-        for name in ("tpot_objective_ms", "ttft_objective_ms"):
+        for name in ("tpot_objective_ms", "itl_objective_ms", "ttft_objective_ms"):
             check_range(self, name, 0.0, open_low=True)
         self._check_grids()
 
@@ -127,7 +129,8 @@ class EngineConfig:
             raise ConfigError(f"max_model_len is {length}; the model's context ends at {model_max_len} tokens")
         quarter = -(-self.max_rows // 4)
         few = (quarter if quarter < 8 else -(-quarter // 8) * 8,) if self.max_rows >= 4 else ()
-        policy = self.policy if self.policy != "auto" else "co_serve" if self.tpot_objective_ms else "flat_out"
+        objective = self.tpot_objective_ms or self.itl_objective_ms
+        policy = self.policy if self.policy != "auto" else "co_serve" if objective else "flat_out"
         name = Path(self.model).name if Path(self.model).exists() else self.model
         return dataclasses.replace(
             self,

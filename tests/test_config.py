@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from flexjax.config import PATH, PATH_OR_NAME, EngineConfig, from_table, load_tables
+from flexjax.engine.startup import policy_of
 from flexjax.fields import ConfigError
 from flexjax.scheduler.policies import POLICIES
 
@@ -153,7 +154,27 @@ def test_an_objective_chooses_the_policy():
     assert policies == {"price"}
     assert engine().resolved(64).policy == "flat_out"
     assert engine(tpot_objective_ms=9).resolved(64).policy == "co_serve"
+    assert engine(itl_objective_ms=9).resolved(64).policy == "co_serve"
     assert {"flat_out", "co_serve"} <= set(POLICIES)
+
+
+@pytest.mark.parametrize(
+    ("objectives", "seconds"),
+    [
+        ({"tpot_objective_ms": 40}, (0.04, None, 5.0)),
+        ({"itl_objective_ms": 50}, (0.05, 0.05, 5.0)),
+        ({"tpot_objective_ms": 40, "itl_objective_ms": 50, "ttft_objective_ms": 300}, (0.04, 0.05, 0.3)),
+        ({"itl_objective_ms": 50, "policy_options": {"itl": 0.06}}, (0.05, 0.06, 5.0)),
+    ],
+)
+def test_objectives_reach_the_policy_in_seconds(objectives, seconds):
+    policy = policy_of(engine(**objectives).resolved(64))
+    assert (policy.objective, policy.itl, policy.ttft) == seconds
+
+
+def test_co_serving_needs_an_objective():
+    with pytest.raises(ConfigError, match="set tpot_objective_ms or itl_objective_ms"):
+        policy_of(engine(policy="co_serve", ttft_objective_ms=300).resolved(64))
 
 
 def test_a_small_engine_has_one_row_size():

@@ -88,7 +88,7 @@ class CoserveSetup:
             "max_adapters": adapters,
             "adapter_rank_capacity": adapters * padded_rank(plan.rank),
             "max_running_jobs": 1,
-            "tpot_objective_ms": plan.objective_ms,
+            f"{plan.objective}_objective_ms": plan.objective_ms,
             "ttft_objective_ms": plan.ttft_objective_ms,
         }
 

@@ -50,11 +50,12 @@ def policy_of(config: EngineConfig) -> Policy:
     """The policy of a resolved configuration, with its objectives in seconds."""
     options = config.options
     if config.policy == "co_serve":
-        if config.tpot_objective_ms is None:
-            raise ConfigError("policy is 'co_serve', which needs an objective; set tpot_objective_ms")
-        options = {"objective": config.tpot_objective_ms / 1e3, "margin": config.objective_margin, **options}
-        if config.ttft_objective_ms is not None:
-            options["ttft"] = config.ttft_objective_ms / 1e3
+        objective = config.tpot_objective_ms or config.itl_objective_ms
+        if objective is None:
+            raise ConfigError("policy is 'co_serve' without an objective; set tpot_objective_ms or itl_objective_ms")
+        given = {"objective": objective, "itl": config.itl_objective_ms, "ttft": config.ttft_objective_ms}
+        seconds = {name: value / 1e3 for name, value in given.items() if value is not None}
+        options = {**seconds, "margin": config.objective_margin, **options}
     return policy_from_name(config.policy, **options)
 
 
