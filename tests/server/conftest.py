@@ -86,6 +86,7 @@ class Running:
         self.process.handle_exit(signal.SIGTERM, None)
         self._thread.join(30)
         assert not self._thread.is_alive(), "the server did not stop"
+        self.service.close()
 
     @property
     def stopped(self) -> bool:
@@ -99,18 +100,19 @@ class Running:
 
 
 @pytest.fixture(scope="session")
-def serving(engine, adapter_dir) -> Callable:
+def serving(engine, adapter_dir, tmp_path_factory) -> Callable:
     """``with serving(max_queue=3) as server``: a server with such settings."""
 
     @contextmanager
     def serve(**settings) -> Iterator[Running]:
-        server = Running(engine, ServerConfig(**{"port": 0, "adapter_dir": str(adapter_dir), **settings}))
+        data = str(tmp_path_factory.mktemp("data"))
+        usual = {"port": 0, "adapter_dir": str(adapter_dir), "data_dir": data}
+        server = Running(engine, ServerConfig(**{**usual, **settings}))
         server.start()
         try:
             yield server
         finally:
-            if not server.stopped:
-                server.stop()
+            server.stop()
 
     return serve
 
