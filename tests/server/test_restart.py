@@ -1,0 +1,133 @@
+"""A server that is killed in the middle of a job: another one on its data folder has everything it had acknowledged."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import openai
+import pytest
+
+from tests.server.test_files import jsonl, upload
+from tests.server.test_fine_tuning import FAST, PROMPT, ROWS, create, ended
+from tests.tiny_model import ENGINE, write_tiny_model
+
+ROOT = Path(__file__).parents[2]
+SEED = 20
+STEPS = 120
+LASTING = {**FAST, "batch_size": 4, "max_steps": STEPS, "checkpoint_every": 5, "schedule": "constant"}
+ANSWER = {"prompt": PROMPT, "max_tokens": 12, "temperature": 0, "extra_body": {"ignore_eos": True}}
+POLICY = 'policy = "fixed_budget"\npolicy_options = { finetune_tokens = 128, backward_units = 4 }\n'
+
+
+@pytest.fixture
+def config(tmp_path, compilation_cache) -> Path:
+    """A configuration under which jobs repeat to the bit."""
+    settings = {**ENGINE, "model": str(write_tiny_model(tmp_path / "tiny")), "compilation_cache": compilation_cache}
+    lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
+    file = tmp_path / "serve.toml"
+    file.write_text("\n".join(["[engine]", *lines, POLICY, '[server]\nport = 0\ndata_dir = "data"\n']))
+    return file
+
+
+@contextmanager
+def served(config: Path) -> Iterator[tuple[subprocess.Popen, openai.OpenAI]]:
+    """A server of its own process, which is killed at the end."""
+    log = config.with_name("log")
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    with open(log, "w") as lines:
+        command = [sys.executable, "-m", "flexjax", "serve", str(config)]
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=lines, stdout=lines)
+    try:
+        deadline = time.monotonic() + 120
+        while not (found := re.search(r"ready: (http\S+/v1)", log.read_text())):
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+        with openai.OpenAI(base_url=found[1], api_key="none", max_retries=2) as client:
+            yield process, client
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def events_of(client, job: str) -> list:
+    return list(client.fine_tuning.jobs.list_events(job, limit=100))
+
+
+def steps_in(events) -> list[int]:
+    return sorted(event.data["step"] for event in events if event.data and "train_loss" in event.data)
+
+
+def until_step(client, job: str, step: int) -> list:
+    """The events, once the job has come so far."""
+    deadline = time.monotonic() + 60
+    while max(steps_in(events := events_of(client, job)), default=0) < step:
+        assert time.monotonic() < deadline, events[:3]
+    return events
+
+
+def adapter_bytes(config: Path, name: str) -> bytes:
+    return (config.with_name("data") / "adapters" / name / "adapter_model.safetensors").read_bytes()
+
+
+def test_a_killed_server_forgets_nothing(config):
+    moment = random.Random(SEED)
+    with served(config) as (process, client):
+        files = [upload(client, jsonl(ROWS), f"{number}.jsonl").id for number in range(3)]
+        client.files.delete(files[2])
+        early = ended(client, create(client, files[1], {**FAST, "n_epochs": 1}, seed=1).id)
+        assert early.status == "succeeded", early.error
+        said = client.completions.create(model=early.fine_tuned_model, **ANSWER).choices[0].text
+        lasting, held = (create(client, files[0], LASTING, seed=5, suffix=suffix) for suffix in ("lasting", "held"))
+        assert client.fine_tuning.jobs.pause(held.id).status == "paused"
+        told = until_step(client, lasting.id, moment.randint(10, STEPS - 60))
+        told_before = {job.id: events_of(client, job.id) for job in (early, held)}
+        time.sleep(moment.uniform(0.0, 0.05))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    with served(config) as (_, client):
+        result = early.result_files[0]
+        done = ended(client, lasting.id)
+        assert done.status == "succeeded", done.error
+        listed = [file.id for file in client.files.list()]
+        assert sorted(listed) == sorted([*files[:2], result, done.result_files[0]])
+        assert [job.id for job in client.fine_tuning.jobs.list()] == [held.id, lasting.id, early.id]
+        assert client.fine_tuning.jobs.retrieve(early.id) == early
+        check_events(client, lasting.id, told)
+        for job, before in told_before.items():
+            kept = Counter(event.id for event in events_of(client, job))
+            assert {event.id for event in before} <= set(kept) and set(kept.values()) == {1}
+        assert client.fine_tuning.jobs.retrieve(held.id).status == "paused"
+        assert client.completions.create(model=early.fine_tuned_model, **ANSWER).choices[0].text == said
+        check_adapter(config, client, done, held.id)
+
+
+def check_events(client, job: str, told: list) -> None:
+    """What was told before is there, once; and each step and checkpoint is told once."""
+    events = events_of(client, job)
+    counts = Counter(event.id for event in events)
+    assert set(counts.values()) == {1} and {event.id for event in told} <= set(counts)
+    assert [event for event in events if event.id in {each.id for each in told}] == told
+    assert steps_in(events) == list(range(1, STEPS + 1))
+    checkpoints = list(client.fine_tuning.jobs.checkpoints.list(job))
+    assert [each.step_number for each in checkpoints] == list(range(STEPS, 0, -5))
+    assert sum("Fine-tuning runs" in event.message for event in events) == 2
+
+
+def check_adapter(config: Path, client, done, held: str) -> None:
+    """The same as of a job that was never killed; and a job that was held meanwhile comes to its end."""
+    whole = ended(client, create(client, done.training_file, LASTING, seed=5).id)
+    assert whole.status == "succeeded" and whole.trained_tokens == done.trained_tokens
+    assert adapter_bytes(config, done.fine_tuned_model) == adapter_bytes(config, whole.fine_tuned_model)
+    assert client.fine_tuning.jobs.resume(held).status in ("queued", "running")
+    assert ended(client, held).status == "succeeded"
+    name = client.fine_tuning.jobs.retrieve(held).fine_tuned_model
+    assert adapter_bytes(config, name) == adapter_bytes(config, whole.fine_tuned_model)
