@@ -64,6 +64,15 @@ class Checkpoints:
         step, state, folder = len(run.losses), run.state_dict(), self.directory / run.job.name
         return self._writer.submit(self._write, run, folder, step, arrays, state, show)
 
+    def written(self) -> Future:
+        """Is done once everything that is to be written now has been."""
+        try:
+            return self._writer.submit(lambda: None)
+        except RuntimeError:  # closed, which waited for it
+            done: Future = Future()
+            done.set_result(None)
+            return done
+
     def close(self) -> None:
         """Wait for what is being written."""
         self._writer.shutdown(wait=True)

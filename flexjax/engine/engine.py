@@ -379,7 +379,7 @@ class Engine:
         if paused:
             run.pause()
         self.loop.call(self.trainer.submit, Job(run, adapter, checkpoint, show_checkpoint))
-        return FinetuneHandle(run, self.loop, self.trainer)
+        return FinetuneHandle(run, self.loop, self.trainer, 0 if checkpoint is None else checkpoint.step)
 
     def _starting_adapter(self, job: FinetuneJob) -> LoraAdapter:
         if job.init_adapter is None:

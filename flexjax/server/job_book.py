@@ -47,9 +47,13 @@ class JobBook:
     def unfinished(self) -> list[dict[str, Any]]:
         return [row for row in self.store.rows("jobs", {}) if row["status"] not in FINAL]
 
-    def validated(self, identifier: str) -> None:
+    def accepted(self, identifier: str, step: int) -> None:
+        """The engine has the job: for the first time, or after a restart, where it goes on after ``step``."""
+        now = time.time()
         with self.store.writing():
-            self._add(identifier, event_row("validated", time.time(), "The files are valid; the job is queued"))
+            if not self._add(identifier, event_row("validated", now, "The files are valid; the job is queued")):
+                message = f"The server was restarted; the job goes on after step {step}"
+                self._add(identifier, event_row(f"restart {now}", now, message))
 
     def follow(self, identifier: str, events: Sequence[Mapping], start: int, total_steps: int, status: str) -> None:
         """Write the engine's events from index ``start`` on, and the status."""

@@ -5,7 +5,6 @@ compiling take time); another writes down what the engine tells of them.
 """
 
 import logging
-import sqlite3
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ class Live:
 
     Attributes:
         seen, status: what of it is written down.
+        written: is done when its last checkpoints are on the disk; None before its end.
         cancelling: a client asked for the end; else a cancelled job is one that the engine gave up when it stopped.
     """
 
@@ -43,6 +43,7 @@ class Live:
     handle: FinetuneHandle
     seen: int = 0
     status: str = ""
+    written: Future | None = None
     cancelling: bool = False
 
 
@@ -153,7 +154,7 @@ class JobKeeper:
         resume = self._engine.config.checkpoint_dir is not None
         handle = self._engine.finetune(job, resume=resume, paused=paused, show_checkpoint=show)
         totals.append(handle.total_steps)
-        self._book.validated(identifier)
+        self._book.accepted(identifier, handle.resumed_step)
         with self._lock:
             live = self._live[identifier] = Live(identifier, handle)
             self._look(live)
@@ -168,7 +169,7 @@ class JobKeeper:
                 with self._lock:
                     for live in list(self._live.values()):
                         self._look(live)
-            except (OSError, sqlite3.Error):
+            except Exception:  # a full disk, mostly; requests are served meanwhile
                 logger.exception("what jobs do cannot be written down; trying again")
                 self._closing.wait(FAULT_SECONDS)
 
@@ -182,7 +183,7 @@ class JobKeeper:
             shown = live.status if status in FINAL else status
             self._book.follow(live.id, events, live.seen, live.handle.total_steps, shown or "queued")
             live.seen, live.status = len(events), shown
-        if status in FINAL:
+        if status in FINAL and self._written(live, status):
             self._end(live, status)
             del self._live[live.id]
 
@@ -196,6 +197,12 @@ class JobKeeper:
             except EngineStopped:
                 return False
         return True
+
+    def _written(self, live: Live, status: str) -> bool:
+        """Whether the checkpoints before the end are kept: who sees that a job has ended sees all of them."""
+        if live.written is None:
+            live.written = self._engine.checkpoints.written()
+        return status == "cancelled" or live.written.done()
 
     def _end(self, live: Live, status: str) -> None:
         if status == "succeeded":

@@ -22,8 +22,8 @@ from tests.tiny_model import ENGINE, write_tiny_model
 
 ROOT = Path(__file__).parents[2]
 SEED = 20
-STEPS = 120
-LASTING = {**FAST, "batch_size": 4, "max_steps": STEPS, "checkpoint_every": 5, "schedule": "constant"}
+STEPS, EVERY = 300, 30
+LASTING = {**FAST, "batch_size": 4, "max_steps": STEPS, "checkpoint_every": EVERY, "schedule": "constant"}
 ANSWER = {"prompt": PROMPT, "max_tokens": 12, "temperature": 0, "extra_body": {"ignore_eos": True}}
 POLICY = 'policy = "fixed_budget"\npolicy_options = { finetune_tokens = 128, backward_units = 4 }\n'
 
@@ -42,9 +42,9 @@ def config(tmp_path, compilation_cache) -> Path:
 def served(config: Path) -> Iterator[tuple[subprocess.Popen, openai.OpenAI]]:
     """A server of its own process, which is killed at the end."""
     log = config.with_name("log")
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4"}
     with open(log, "w") as lines:
-        command = [sys.executable, "-m", "flexjax", "serve", str(config)]
+        command = [sys.executable, "-m", "flexjax.cli", "serve", str(config)]
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=lines, stdout=lines)
     try:
         deadline = time.monotonic() + 120
@@ -59,19 +59,18 @@ def served(config: Path) -> Iterator[tuple[subprocess.Popen, openai.OpenAI]]:
 
 
 def events_of(client, job: str) -> list:
-    return list(client.fine_tuning.jobs.list_events(job, limit=100))
+    return list(client.fine_tuning.jobs.list_events(job, limit=1000))
 
 
 def steps_in(events) -> list[int]:
     return sorted(event.data["step"] for event in events if event.data and "train_loss" in event.data)
 
 
-def until_step(client, job: str, step: int) -> list:
-    """The events, once the job has come so far."""
+def until_checkpoint(client, job: str) -> None:
     deadline = time.monotonic() + 60
-    while max(steps_in(events := events_of(client, job)), default=0) < step:
-        assert time.monotonic() < deadline, events[:3]
-    return events
+    while not client.fine_tuning.jobs.checkpoints.list(job).data:
+        assert time.monotonic() < deadline, client.fine_tuning.jobs.retrieve(job)
+        time.sleep(0.01)
 
 
 def adapter_bytes(config: Path, name: str) -> bytes:
@@ -88,9 +87,10 @@ def test_a_killed_server_forgets_nothing(config):
         said = client.completions.create(model=early.fine_tuned_model, **ANSWER).choices[0].text
         lasting, held = (create(client, files[0], LASTING, seed=5, suffix=suffix) for suffix in ("lasting", "held"))
         assert client.fine_tuning.jobs.pause(held.id).status == "paused"
-        told = until_step(client, lasting.id, moment.randint(10, STEPS - 60))
+        until_checkpoint(client, lasting.id)
+        time.sleep(moment.uniform(0.0, 0.3))
+        told = events_of(client, lasting.id)
         told_before = {job.id: events_of(client, job.id) for job in (early, held)}
-        time.sleep(moment.uniform(0.0, 0.05))
         process.send_signal(signal.SIGKILL)
         process.wait()
     with served(config) as (_, client):
@@ -118,8 +118,10 @@ def check_events(client, job: str, told: list) -> None:
     assert [event for event in events if event.id in {each.id for each in told}] == told
     assert steps_in(events) == list(range(1, STEPS + 1))
     checkpoints = list(client.fine_tuning.jobs.checkpoints.list(job))
-    assert [each.step_number for each in checkpoints] == list(range(STEPS, 0, -5))
-    assert sum("Fine-tuning runs" in event.message for event in events) == 2
+    assert [each.step_number for each in checkpoints] == list(range(STEPS, 0, -EVERY))
+    restarts = [re.search(r"restarted; the job goes on after step (\d+)", event.message) for event in events]
+    (step,) = [int(found[1]) for found in restarts if found]
+    assert 0 < step < STEPS and step % EVERY == 0
 
 
 def check_adapter(config: Path, client, done, held: str) -> None:
