@@ -115,6 +115,8 @@ def retrieve_file(request: Request) -> Response:
 def file_content(request: Request) -> Response:
     service = service_of(request)
     row = require_file(service, request.path_params["id"])
+    if not service.folder.file(row["id"]).exists():
+        raise ApiError(404, f"The content of {row['id']} is lost; upload the file again.", "id", "file_lost")
     kind = "text/csv" if row["purpose"] == RESULT_PURPOSE else "application/jsonl"
     return FileResponse(service.folder.file(row["id"]), media_type=kind, filename=row["filename"])
 

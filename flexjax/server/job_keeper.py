@@ -103,6 +103,11 @@ class JobKeeper:
 
         self._act(identifier, "cancelled", cancel)
 
+    def losses(self) -> dict[str, float]:
+        """Of the newest step of each job that the engine has, by the name of its model."""
+        found = {live.handle.name: live.handle.losses for live in list(self._live.values())}
+        return {name: losses[-1] for name, losses in found.items() if losses}
+
     def _act(self, identifier: str, done: str, action) -> None:
         """Have the engine do it and write it down. Raises ApiError if the job is not in a state for it."""
         if identifier in self._starting:

@@ -139,6 +139,11 @@ class Store:
         with self._lock:
             return [read(row) for row in self._connection.execute(text, [*values, -1 if limit is None else limit])]
 
+    def count(self, table: str, by: str) -> dict[str, int]:
+        """Rows for each value of a column."""
+        with self._lock:
+            return dict(map(tuple, self._connection.execute(f"SELECT {by}, COUNT(*) FROM {table} GROUP BY {by}")))
+
 
 def written(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, dict) else value

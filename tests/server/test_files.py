@@ -36,6 +36,7 @@ def test_a_file_is_given_back_as_it_came(client, rows):
     assert (file.object, file.purpose, file.bytes, file.status) == ("file", "fine-tune", len(content), "processed")
     assert client.files.retrieve(file.id) == file
     assert client.files.content(file.id).read() == content
+    assert client.files.list(limit=1).data == [file]
     gone = client.files.delete(file.id)
     assert (gone.id, gone.deleted) == (file.id, True)
     for action in (client.files.retrieve, client.files.content, client.files.delete):

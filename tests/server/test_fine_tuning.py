@@ -2,6 +2,7 @@
 
 import csv
 import io
+import threading
 import time
 from collections.abc import Iterator
 
@@ -17,6 +18,7 @@ from flexjax.server.config import ServerConfig
 from flexjax.weights.peft import read_adapter
 from tests.server.conftest import Running, wait_until
 from tests.server.test_files import jsonl, upload
+from tests.server.test_monitoring import samples
 from tests.tiny_model import ENGINE, write_tiny_model
 
 PINNED = dict(policy="fixed_budget", policy_options={"finetune_tokens": 128, "backward_units": 4})
@@ -239,6 +241,33 @@ def test_a_job_that_diverges_fails_and_serving_goes_on(tuning, tuner, rows):
     assert tuning.config.data_dir not in done.error.message, "where the server keeps things is its own"
     assert tuner.fine_tuning.jobs.list_events(done.id, limit=1).data[0].level == "error"
     assert tuner.completions.create(model="tiny", prompt=PROMPT, max_tokens=1).choices
+
+
+def test_a_job_whose_file_is_gone_fails(tuning, tuner):
+    """The file is deleted before the job's turn to read it has come, as it may be while a server is down."""
+    file, go_on = upload(tuner, jsonl(ROWS)).id, threading.Event()
+    tuning.service.keeper._starter.submit(go_on.wait)
+    try:
+        job = create(tuner, file, SHORT)
+        tuner.files.delete(file)
+    finally:
+        go_on.set()
+    done = ended(tuner, job.id)
+    assert done.status == "failed" and f"{file} is no longer there" in done.error.message
+
+
+def test_more_jobs_than_may_run_wait_for_their_turn(tuning, tuner, rows):
+    """Two may."""
+    jobs = [create(tuner, rows, LONG).id for _ in range(3)]
+    states = lambda: [tuner.fine_tuning.jobs.retrieve(job).status for job in jobs]
+    wait_until(lambda: states() == ["running", "running", "queued"])
+    now = samples(tuning)
+    assert (now["flexjax:finetune_jobs", "running"], now["flexjax:finetune_jobs", "queued"]) == (2, 1)
+    wait_until(lambda: sum(key[0] == "flexjax:finetune_loss" for key in samples(tuning)) == 2)
+    tuner.fine_tuning.jobs.cancel(jobs[0])
+    wait_until(lambda: states() == ["cancelled", "running", "running"])
+    for job in jobs[1:]:
+        tuner.fine_tuning.jobs.cancel(job)
 
 
 def test_jobs_are_listed_in_pages(tuner, finished):
