@@ -1,24 +1,16 @@
 """Files uploaded, listed, read back and deleted with OpenAI's client; what is wrong is named with its line."""
 
-import json
-
 import httpx
 import openai
 import pytest
+
+from tests.server.jobs import jsonl, upload
 
 ROWS = [
     {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]},
     {"messages": [{"role": "user", "content": "2"}, {"role": "assistant", "content": "two"}]},
 ]
 PAIRS = [{"prompt": "one and ", "completion": "two"}, {"prompt": "a", "completion": "b"}]
-
-
-def jsonl(rows) -> bytes:
-    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
-
-
-def upload(client, content: bytes, name: str = "rows.jsonl") -> openai.types.FileObject:
-    return client.files.create(file=(name, content), purpose="fine-tune")
 
 
 @pytest.fixture(scope="module")

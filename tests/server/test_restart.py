@@ -1,4 +1,4 @@
-"""A server that is killed in the middle of a job: another one on its data folder has everything it had acknowledged."""
+"""Servers that are killed or stopped in the middle of a job: the next one has everything and goes on."""
 
 import json
 import os
@@ -16,8 +16,11 @@ from pathlib import Path
 import openai
 import pytest
 
-from tests.server.test_files import jsonl, upload
-from tests.server.test_fine_tuning import FAST, PROMPT, ROWS, create, ended
+from flexjax.config import EngineConfig
+from flexjax.engine.engine import Engine
+from flexjax.server.config import ServerConfig
+from tests.server.conftest import Running, wait_until
+from tests.server.jobs import FAST, LONG, PINNED, PROMPT, ROWS, create, ended, jsonl, upload
 from tests.tiny_model import ENGINE, write_tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -66,9 +69,11 @@ def steps_in(events) -> list[int]:
     return sorted(event.data["step"] for event in events if event.data and "train_loss" in event.data)
 
 
-def until_checkpoint(client, job: str) -> None:
+def until_resumable(client, job: str) -> None:
+    """They are written one after another, and a job can resume from one soon after it is listed: from the first, once
+    there is a second."""
     deadline = time.monotonic() + 60
-    while not client.fine_tuning.jobs.checkpoints.list(job).data:
+    while len(client.fine_tuning.jobs.checkpoints.list(job).data) < 2:
         assert time.monotonic() < deadline, client.fine_tuning.jobs.retrieve(job)
         time.sleep(0.01)
 
@@ -87,7 +92,7 @@ def test_a_killed_server_forgets_nothing(config):
         said = client.completions.create(model=early.fine_tuned_model, **ANSWER).choices[0].text
         lasting, held = (create(client, files[0], LASTING, seed=5, suffix=suffix) for suffix in ("lasting", "held"))
         assert client.fine_tuning.jobs.pause(held.id).status == "paused"
-        until_checkpoint(client, lasting.id)
+        until_resumable(client, lasting.id)
         time.sleep(moment.uniform(0.0, 0.3))
         told = events_of(client, lasting.id)
         told_before = {job.id: events_of(client, job.id) for job in (early, held)}
@@ -133,3 +138,31 @@ def check_adapter(config: Path, client, done, held: str) -> None:
     assert ended(client, held).status == "succeeded"
     name = client.fine_tuning.jobs.retrieve(held).fine_tuned_model
     assert adapter_bytes(config, name) == adapter_bytes(config, whole.fine_tuned_model)
+
+
+def test_a_stopped_server_leaves_its_job_to_the_next(model, tmp_path, compilation_cache):
+    """The job's last checkpoint is made when the engine closes, which is after the service has stopped."""
+    settings = {**ENGINE, **PINNED, "model": model, "compilation_cache": compilation_cache}
+    config = EngineConfig(**settings, checkpoint_dir=str(tmp_path / "checkpoints"))
+    steps = []
+    for round_ in range(2):
+        engine = Engine.from_config(config)
+        server = Running(engine, ServerConfig(port=0, data_dir=str(tmp_path)))
+        server.start()
+        with server.client() as client:
+            if round_ == 0:
+                job = create(client, upload(client, jsonl(ROWS)).id, {**LONG, "checkpoint_every": 100_000}).id
+            before = max(steps, default=0)
+            wait_until(lambda: max(steps_in(events_of(client, job)), default=0) > before + 3)  # noqa: B023
+            assert client.fine_tuning.jobs.retrieve(job).status == "running"
+            server.process.handle_exit(signal.SIGTERM, None)
+        wait_until(lambda: server.stopped)  # noqa: B023
+        engine.close()
+        events = server.service.store.rows("events", {"job": job})
+        steps = [row["data"]["step"] for row in events if "train_loss" in row["data"]]
+        checkpoints = [row["step"] for row in server.service.store.rows("checkpoints", {"job": job})]
+        server.service.close()
+        assert steps == list(range(1, len(steps) + 1)) and len(checkpoints) == round_ + 1
+    assert before == checkpoints[0] < checkpoints[1] == len(steps)
+    assert any(f"goes on after step {checkpoints[0]}" in row["message"] for row in events)
+    assert not any("cancelled" in row["message"] for row in events)
