@@ -27,7 +27,7 @@ def create(client, file: str, hyperparameters: dict, **fields):
     return client.fine_tuning.jobs.create(**{"model": "tiny", "training_file": file, "method": method, **fields})
 
 
-def ended(client, job: str, seconds: float = 60.0):
+def ended(client, job: str, seconds: float = 180.0):
     deadline = time.monotonic() + seconds
     while (found := client.fine_tuning.jobs.retrieve(job)).status not in FINAL:
         assert time.monotonic() < deadline, found

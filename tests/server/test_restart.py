@@ -72,7 +72,7 @@ def steps_in(events) -> list[int]:
 def until_resumable(client, job: str) -> None:
     """They are written one after another, and a job can resume from one soon after it is listed: from the first, once
     there is a second."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while len(client.fine_tuning.jobs.checkpoints.list(job).data) < 2:
         assert time.monotonic() < deadline, client.fine_tuning.jobs.retrieve(job)
         time.sleep(0.01)
@@ -153,10 +153,10 @@ def test_a_stopped_server_leaves_its_job_to_the_next(model, tmp_path, compilatio
             if round_ == 0:
                 job = create(client, upload(client, jsonl(ROWS)).id, {**LONG, "checkpoint_every": 100_000}).id
             before = max(steps, default=0)
-            wait_until(lambda: max(steps_in(events_of(client, job)), default=0) > before + 3)  # noqa: B023
+            wait_until(lambda: max(steps_in(events_of(client, job)), default=0) > before + 3, seconds=60)  # noqa: B023
             assert client.fine_tuning.jobs.retrieve(job).status == "running"
             server.process.handle_exit(signal.SIGTERM, None)
-        wait_until(lambda: server.stopped)  # noqa: B023
+        wait_until(lambda: server.stopped, seconds=60)  # noqa: B023
         engine.close()
         events = server.service.store.rows("events", {"job": job})
         steps = [row["data"]["step"] for row in events if "train_loss" in row["data"]]
