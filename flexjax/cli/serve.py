@@ -25,6 +25,7 @@ from flexjax.config import from_table, load_tables
 from flexjax.request import SamplingParams
 from flexjax.server.app import create_app
 from flexjax.server.config import ServerConfig
+from flexjax.server.data_folder import CHECKPOINTS
 from flexjax.server.process import ServerProcess, address_of, bind
 
 OVERRIDES = ("host", "port", "data_dir", "adapter_dir")
@@ -43,8 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    settings = job_settings(read_settings(arguments), arguments.output)
     config = server_config(arguments)
+    settings = job_settings(read_settings(arguments), arguments.output)
+    settings = settings.with_checkpoints(Path(config.data_dir) / CHECKPOINTS)
     with bind(config) as listener:
         show_log()
         succeeded = serve(settings, config, listener, arguments)
@@ -78,7 +80,7 @@ def show_log() -> None:
 def serve(settings: Settings, config: ServerConfig, listener: socket, arguments: argparse.Namespace) -> bool:
     """Serve until told to stop; whether all jobs have succeeded. A closed engine ends the jobs, then the thread that
     follows them comes to its end."""
-    with ExitStack() as stack:
+    with ExitStack() as closing, ExitStack() as stack:
         follower = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="flexjax-jobs"))
         engine = stack.enter_context(flexjax.Engine.from_config(settings.engine, progress=show))
         prepare_sampling(engine)
@@ -87,7 +89,9 @@ def serve(settings: Settings, config: ServerConfig, listener: socket, arguments:
         jobs.submit(settings.jobs, arguments.resume)
         succeeded = follower.submit(jobs.follow)
         show_service(engine, config, address_of(listener))
-        ServerProcess(create_app(engine, config), config).run(sockets=[listener])
+        app = create_app(engine, config)
+        closing.callback(app.state.service.close)
+        ServerProcess(app, config).run(sockets=[listener])
         show("stopped")
     return succeeded.result()
 

@@ -1,6 +1,7 @@
 """Checkpoints of finetuning jobs: what is kept of one, where, and when it is written (in the background)."""
 
 import logging
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -50,22 +51,38 @@ class Checkpoints:
         """The master and optimizer state of a checkpoint, placed as ``like`` is."""
         return Master(**restore_arrays(info, as_tree(like)))
 
-    def save(self, run: JobRun, master: Master) -> Future | None:
-        """Write a job's state after its last update. The arrays are copied before this returns."""
+    def save(self, run: JobRun, master: Master, show: Callable[[int, dict, dict], None] | None = None) -> Future | None:
+        """Write a job's state after its last update. The arrays are copied before this returns.
+
+        Args:
+            show: called on the writer's thread with (step, arrays, state) before the checkpoint is there to resume
+                from; if it raises OSError or ValueError there is no checkpoint.
+        """
         if self.directory is None:
             return None
         arrays = jax.tree.map(lambda x: np.array(x, copy=True), as_tree(master))
         step, state, folder = len(run.losses), run.state_dict(), self.directory / run.job.name
-        return self._writer.submit(self._write, run, folder, step, arrays, state)
+        return self._writer.submit(self._write, run, folder, step, arrays, state, show)
+
+    def written(self) -> Future:
+        """Is done once everything that is to be written now has been."""
+        try:
+            return self._writer.submit(lambda: None)
+        except RuntimeError:  # closed, which waited for it
+            done: Future = Future()
+            done.set_result(None)
+            return done
 
     def close(self) -> None:
         """Wait for what is being written."""
         self._writer.shutdown(wait=True)
 
-    def _write(self, run: JobRun, folder: Path, step: int, arrays: dict, state: dict) -> None:
+    def _write(self, run: JobRun, folder: Path, step: int, arrays: dict, state: dict, show: Callable | None) -> None:
         try:
+            if show is not None:
+                show(step, arrays, state)
             run.record_checkpoint(str(save_checkpoint(folder, step, arrays, state)), step)
-        except ValueError as error:  # the job goes on; the checkpoint before this one is still there
+        except (OSError, ValueError) as error:  # the job goes on; the checkpoint before this one is still there
             logger.error("job %s: %s", run.job.name, error)
             run.record_checkpoint_failure(str(error), step)
 

@@ -24,7 +24,7 @@ from flexjax.engine.loop import Loop
 from flexjax.engine.outputs import Collector
 from flexjax.engine.programs import JobShape
 from flexjax.engine.startup import Machine, compile_job, policy_of
-from flexjax.engine.trainer import Trainer, optimizer_of, padded_factors, shape_of
+from flexjax.engine.trainer import Job, ShowCheckpoint, Trainer, optimizer_of, padded_factors, shape_of
 from flexjax.fields import ConfigError
 from flexjax.finetuning.job import FinetuneJob
 from flexjax.finetuning.job_run import JobRun
@@ -341,11 +341,20 @@ class Engine:
 
     # finetuning
 
-    def finetune(self, job: FinetuneJob, resume: bool = False) -> FinetuneHandle:
+    def finetune(
+        self,
+        job: FinetuneJob,
+        resume: bool = False,
+        paused: bool = False,
+        show_checkpoint: ShowCheckpoint | None = None,
+    ) -> FinetuneHandle:
         """Queue a finetuning job; when it succeeds its adapter serves under the job's name at once.
 
         Args:
             resume: go on from the newest whole checkpoint under ``checkpoint_dir``, if there is one.
+            paused: wait for `FinetuneHandle.resume` before the first unit.
+            show_checkpoint: called on another thread with the step, the adapter and the events of each checkpoint,
+                before it is there to resume from; if it raises OSError or ValueError there is no checkpoint.
 
         Raises:
             ConfigError: the data or the settings cannot be used; rows are named by their line.
@@ -367,8 +376,10 @@ class Engine:
         self._offer_layouts()
         checkpoint = self.checkpoints.find(run, resume)
         compile_job(self._runner.programs, shape, optimizer_of(run))
-        self.loop.call(self.trainer.submit, run, adapter, checkpoint)
-        return FinetuneHandle(run, self.loop, self.trainer)
+        if paused:
+            run.pause()
+        self.loop.call(self.trainer.submit, Job(run, adapter, checkpoint, show_checkpoint))
+        return FinetuneHandle(run, self.loop, self.trainer, 0 if checkpoint is None else checkpoint.step)
 
     def _starting_adapter(self, job: FinetuneJob) -> LoraAdapter:
         if job.init_adapter is None:

@@ -12,11 +12,13 @@ POLL_SECONDS = 0.02
 class FinetuneHandle:
     """Attributes:
     name: of the job and of the adapter it trains.
+    resumed_step: optimizer steps that a checkpoint had when the job went on from it; 0 for a fresh one.
     """
 
-    def __init__(self, run: JobRun, loop: Loop, trainer: Trainer):
+    def __init__(self, run: JobRun, loop: Loop, trainer: Trainer, resumed_step: int = 0):
         self._run, self._loop, self._trainer = run, loop, trainer
         self.name = run.job.name
+        self.resumed_step = resumed_step
 
     @property
     def status(self) -> str:

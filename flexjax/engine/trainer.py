@@ -32,12 +32,16 @@ from flexjax.weights.checkpoint import CheckpointError, CheckpointInfo
 
 KEPT_MICROBATCHES = 100_000
 
+ShowCheckpoint = Callable[[int, LoraAdapter, list[dict]], None]
+"""Takes a checkpoint's step, its adapter and the job's events up to it."""
+
 
 @dataclass(eq=False)
 class Job:
     """A job that the engine knows.
 
     Attributes:
+        show_checkpoint: see `Engine.finetune`.
         adapter: where it starts from; checkpoint: where it goes on from, None at the beginning.
         losses: of the group being read, by (microbatch, window); norm: of its update, once read.
         packed: microbatches whose results are still to be read, by id.
@@ -48,6 +52,7 @@ class Job:
     run: JobRun
     adapter: LoraAdapter
     checkpoint: CheckpointInfo | None = None
+    show_checkpoint: ShowCheckpoint | None = None
     losses: dict[tuple[int, int], float] = field(default_factory=dict)
     norm: float | None = None
     packed: dict[int, PackedMicrobatch] = field(default_factory=dict)
@@ -67,6 +72,15 @@ class Job:
     @property
     def name(self) -> str:
         return self.run.job.name
+
+    @property
+    def show(self) -> Callable[[int, dict, dict], None] | None:
+        """What `Checkpoints.save` calls."""
+        if self.show_checkpoint is None:
+            return None
+        return lambda step, arrays, state: self.show_checkpoint(
+            step, without_padding(self.adapter, arrays["a"], arrays["b"]), state["events"]
+        )
 
 
 class Trainer:
@@ -95,10 +109,10 @@ class Trainer:
         self.settled: deque[SettledMicrobatch] = deque(maxlen=KEPT_MICROBATCHES)
         self._next_id = 0
 
-    def submit(self, run: JobRun, adapter: LoraAdapter, checkpoint: CheckpointInfo | None) -> None:
+    def submit(self, job: Job) -> None:
         """Queue a job. Raises ConfigError if one of its name has not ended."""
-        self.queue.submit(run)
-        self.jobs[run.job.name] = Job(run, adapter, checkpoint)
+        self.queue.submit(job.run)
+        self.jobs[job.name] = job
 
     def offer(self) -> None:
         """Start queued jobs, and hand the scheduler the next microbatch of every job that wants one."""
@@ -204,7 +218,7 @@ class Trainer:
     def save(self, job: Job) -> None:
         """Checkpoint a job whose results are all recorded."""
         if job.name in self.runner.jobs:
-            self.checkpoints.save(job.run, self.runner.jobs[job.name].master)
+            self.checkpoints.save(job.run, self.runner.jobs[job.name].master, job.show)
             job.saved = job.steps
 
     def _settle(self, identifier: int, iteration: int) -> None:
@@ -246,10 +260,8 @@ class Trainer:
 
     def trained_adapter(self, job: Job) -> LoraAdapter:
         """The job's master as it is now, on the host."""
-        master, rank = self.runner.jobs[job.name].master, job.adapter.rank
-        columns = lambda factor, axis: np.take(np.asarray(factor), range(rank), axis=axis)
-        factors = {name: (columns(master.a[name], 2), columns(master.b[name], 1)) for name in master.a}
-        return job.adapter.with_weights(factors)
+        master = self.runner.jobs[job.name].master
+        return without_padding(job.adapter, master.a, master.b)
 
     @property
     def wants_turn(self) -> bool:
@@ -301,6 +313,12 @@ def padded_factors(adapter: LoraAdapter, rank: int) -> dict[str, dict[str, np.nd
         "a": {name: np.pad(a, ((0, 0), (0, 0), (0, extra))) for name, (a, _) in adapter.weights.items()},
         "b": {name: np.pad(b, ((0, 0), (0, extra), (0, 0))) for name, (_, b) in adapter.weights.items()},
     }
+
+
+def without_padding(adapter: LoraAdapter, a: dict, b: dict) -> LoraAdapter:
+    """The adapter with the weights of a master, whose rank axis `padded_factors` made longer."""
+    columns = lambda factor, axis: np.take(np.asarray(factor), range(adapter.rank), axis=axis)
+    return adapter.with_weights({name: (columns(a[name], 2), columns(b[name], 1)) for name in a})
 
 
 def lowest_adapted_layer(adapter: LoraAdapter) -> int:

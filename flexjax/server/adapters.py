@@ -24,6 +24,7 @@ from flexjax.server.service import Service, service_of
 LOAD_FIELDS = {"lora_name": str, "lora_path": str, "load_inplace": bool}
 UNLOAD_FIELDS = {"lora_name": str, "lora_int_id": int}
 LONGEST_NAME = 256
+JOB_NAMES = "ft:"
 
 
 def fields_of(raw: bytes, hints: dict[str, Any], needed: tuple[str, ...]) -> dict[str, Any]:
@@ -42,6 +43,8 @@ def fields_of(raw: bytes, hints: dict[str, Any], needed: tuple[str, ...]) -> dic
 def checked_name(name: str, service: Service) -> str:
     if name in service.base_names:
         raise BodyError(f"lora_name is {name!r}, which is the base model's name; choose another", "lora_name")
+    if name.startswith(JOB_NAMES):
+        raise BodyError(f"lora_name begins with {JOB_NAMES!r}, which names of finetuning jobs do", "lora_name")
     if len(name) > LONGEST_NAME or not name.isprintable():
         raise BodyError(f"lora_name must be printable and of at most {LONGEST_NAME} characters", "lora_name")
     return name

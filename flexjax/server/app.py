@@ -5,26 +5,43 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 
 import flexjax
-from flexjax.server import adapters, chat, completions, health, models, monitoring, tokenization
+from flexjax.server import (
+    adapters,
+    chat,
+    completions,
+    files,
+    fine_tuning,
+    health,
+    models,
+    monitoring,
+    tokenization,
+)
 from flexjax.server.config import ServerConfig
 from flexjax.server.errors import EXCEPTION_HANDLERS
 from flexjax.server.request_log import RequestLog
 from flexjax.server.service import Service
 
-AREAS = (models, completions, chat, tokenization, adapters, monitoring, health)
+AREAS = (models, completions, chat, tokenization, adapters, files, fine_tuning, monitoring, health)
 
 
 def create_app(engine: "flexjax.Engine", config: ServerConfig) -> Starlette:
-    """The service of an engine, which the caller closes after it. Its parts are in ``app.state.service``."""
+    """The service of an engine. Its parts are in ``app.state.service``, which the caller closes after the engine.
+
+    Raises:
+        ConfigError: the data folder cannot be used.
+    """
     service = Service(engine, config)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         service.bridge.open(asyncio.get_running_loop())
+        service.keeper.open()
         yield
+        await run_in_threadpool(service.keeper.close)
 
     app = Starlette(
         routes=[route for area in AREAS for route in area.ROUTES],

@@ -11,10 +11,10 @@ from flexjax.fields import check_range, check_types
 class ServerConfig:
     """Attributes:
     host, port: address to listen on; port 0 takes a free one.
-    data_dir: folder of the service.
+    data_dir: folder of the service: its database, uploaded files, what jobs leave. One server at a time uses it.
     adapter_dir: folder from which clients may load adapters; None is ``adapters`` in the data folder.
     max_queue: sequences that may wait for a row; a request beyond them is refused with status 429.
-    max_body_bytes: largest body of a request.
+    max_body_bytes: largest body of a request; max_file_bytes: of an upload.
     drain_seconds: that running requests have to end, once the service is told to stop.
 
     Raises:
@@ -27,13 +27,15 @@ class ServerConfig:
     adapter_dir: str | None = field(default=None, metadata=PATH)
     max_queue: int = 1024
     max_body_bytes: int = 8 * 2**20
+    max_file_bytes: int = 512 * 2**20
     drain_seconds: float = 30.0
 
     def __post_init__(self):
         check_types(self)
         check_range(self, "port", 0, 65535)
         check_range(self, "max_queue", 0)
-        check_range(self, "max_body_bytes", 1)
+        for name in ("max_body_bytes", "max_file_bytes"):
+            check_range(self, name, 1)
         check_range(self, "drain_seconds", 0.0)
 
     @property

@@ -159,7 +159,7 @@ def submit(service: Service, raw: bytes, chat: bool, arrival: float) -> Generati
         delivery, body = split_delivery(parse_body(raw), chat)
         defaults = service.engine.defaults.sampling
         request = translate(body, chat=chat, base_names=service.base_names, defaults=defaults)
-        if request.adapter is not None and request.adapter not in service.engine.adapters.named:
+        if request.adapter is not None and not service.trained.load(request.adapter):
             raise model_not_found(request.adapter)  # the engine would say so too, after much work
         return Generation(service, request, delivery, arrival)
     except (ValueError, ApiError) as error:

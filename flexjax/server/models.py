@@ -31,13 +31,13 @@ def card(service: Service, name: str, root: str, parent: str | None) -> dict[str
     }
 
 
-async def list_models(request: Request) -> Response:
+def list_models(request: Request) -> Response:
     service = service_of(request)
     adapters = [adapter_card(service, name) for name in service.adapter_names()]
     return JSONResponse({"object": "list", "data": [base_card(service), *adapters]})
 
 
-async def retrieve_model(request: Request) -> Response:
+def retrieve_model(request: Request) -> Response:
     service, name = service_of(request), request.path_params["name"]
     if name in service.base_names:
         return JSONResponse(base_card(service))

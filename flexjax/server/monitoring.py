@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -71,6 +72,17 @@ def engine_families(facts: EngineFacts, labels: dict[str, str]) -> Iterator[Metr
     yield versions
 
 
+def job_families(service: Service, labels: dict[str, str]) -> list[Metric]:
+    """Of the jobs that clients created; on a worker's thread, since the database may wait for the disk."""
+    jobs = GaugeMetricFamily("flexjax:finetune_jobs", "Jobs of clients.", labels=[*labels, "status"])
+    for status, count in service.store.count("jobs", "status").items():
+        jobs.add_metric([*labels.values(), status], count)
+    losses = GaugeMetricFamily("flexjax:finetune_loss", "Of a running job's newest step.", labels=[*labels, "job"])
+    for name, loss in service.keeper.losses().items():
+        losses.add_metric([*labels.values(), name], loss)
+    return [jobs, losses]
+
+
 async def engine_facts(service: Service) -> EngineFacts:
     """Gathered on the engine's thread, between two iterations."""
     return await asyncio.shield(asyncio.wrap_future(service.engine.loop.post(service.facts.gather, service.engine)))
@@ -80,8 +92,9 @@ async def metrics(request: Request) -> Response:
     service = service_of(request)
     labels = {"model_name": service.base_name}
     facts = await engine_facts(service)
+    jobs = await run_in_threadpool(job_families, service, labels)
     registry = CollectorRegistry()
-    registry.register(Snapshot([*engine_families(facts, labels), *request_families(service.totals, labels)]))
+    registry.register(Snapshot([*engine_families(facts, labels), *request_families(service.totals, labels), *jobs]))
     encode, content_type = choose_encoder(request.headers.get("accept", ""))
     return Response(encode(registry), headers={"Content-Type": content_type})
 

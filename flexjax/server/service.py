@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from starlette.requests import Request
 
@@ -9,8 +10,13 @@ import flexjax
 from flexjax.server.admission import Admission
 from flexjax.server.bridge import Bridge
 from flexjax.server.config import ServerConfig
+from flexjax.server.data_folder import DATABASE, DataFolder
 from flexjax.server.iterations import EngineGauge
+from flexjax.server.job_book import JobBook
+from flexjax.server.job_keeper import JobKeeper
+from flexjax.server.store import Store
 from flexjax.server.timeline import ServingTotals
+from flexjax.server.trained_models import TrainedModels
 
 
 @dataclass
@@ -18,11 +24,18 @@ class Service:
     """Attributes:
     started: Unix seconds.
     adapter_paths: where adapters that clients loaded came from, as they named it; others are absent.
+
+    Raises:
+        ConfigError: the data folder cannot be used.
     """
 
     engine: "flexjax.Engine"
     config: ServerConfig
     admission: Admission = field(init=False)
+    folder: DataFolder = field(init=False)
+    store: Store = field(init=False)
+    trained: TrainedModels = field(init=False)
+    keeper: JobKeeper = field(init=False)
     bridge: Bridge = field(default_factory=Bridge)
     totals: ServingTotals = field(default_factory=ServingTotals)
     facts: EngineGauge = field(default_factory=EngineGauge)
@@ -31,6 +44,19 @@ class Service:
 
     def __post_init__(self):
         self.admission = Admission(self.engine.config.max_rows, self.config.max_queue)
+        self.folder = DataFolder(Path(self.config.data_dir).resolve())
+        try:
+            self.store = Store(self.folder.root / DATABASE)
+        except BaseException:
+            self.folder.close()
+            raise
+        self.trained = TrainedModels(self.engine, self.store, self.folder)
+        self.keeper = JobKeeper(self.engine, JobBook(self.store, self.folder), self.trained)
+
+    def close(self) -> None:
+        """After the engine, whose last checkpoints are still written down."""
+        self.store.close()
+        self.folder.close()
 
     @property
     def base_name(self) -> str:
@@ -42,7 +68,9 @@ class Service:
         return self.base_name, self.engine.config.model
 
     def adapter_names(self) -> list[str]:
-        return sorted(self.engine.adapters.named.copy())  # a copy is made in one go; the engine's thread may write
+        """Of those on the device, and of those that come there when they are asked for."""
+        resident = self.engine.adapters.named.copy()  # a copy is made in one go; the engine's thread may write
+        return sorted({*resident, *self.trained.names()})
 
 
 def service_of(request: Request) -> Service:

@@ -20,6 +20,7 @@ from flexjax.server.service import Service
 from flexjax.weights.adapter import fresh_adapter
 from flexjax.weights.peft import write_adapter
 from tests.ladder import Model
+from tests.server.jobs import PINNED, ROWS, SHORT, create, ended, jsonl, upload
 from tests.tiny_model import CONFIG, ENGINE, write_tiny_model
 
 ADAPTERS = {"poet": 1, "painter": 2}
@@ -86,6 +87,7 @@ class Running:
         self.process.handle_exit(signal.SIGTERM, None)
         self._thread.join(30)
         assert not self._thread.is_alive(), "the server did not stop"
+        self.service.close()
 
     @property
     def stopped(self) -> bool:
@@ -99,18 +101,19 @@ class Running:
 
 
 @pytest.fixture(scope="session")
-def serving(engine, adapter_dir) -> Callable:
+def serving(engine, adapter_dir, tmp_path_factory) -> Callable:
     """``with serving(max_queue=3) as server``: a server with such settings."""
 
     @contextmanager
     def serve(**settings) -> Iterator[Running]:
-        server = Running(engine, ServerConfig(**{"port": 0, "adapter_dir": str(adapter_dir), **settings}))
+        data = str(tmp_path_factory.mktemp("data"))
+        usual = {"port": 0, "adapter_dir": str(adapter_dir), "data_dir": data}
+        server = Running(engine, ServerConfig(**{**usual, **settings}))
         server.start()
         try:
             yield server
         finally:
-            if not server.stopped:
-                server.stop()
+            server.stop()
 
     return serve
 
@@ -125,6 +128,45 @@ def server(serving) -> Iterator[Running]:
 def client(server) -> Iterator[openai.OpenAI]:
     with server.client() as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory) -> str:
+    return str(write_tiny_model(tmp_path_factory.mktemp("tuned") / "tiny"))
+
+
+@pytest.fixture(scope="session")
+def tuning(model, tmp_path_factory, compilation_cache) -> Iterator[Running]:
+    """A server whose engine keeps checkpoints."""
+    folder = tmp_path_factory.mktemp("tuning")
+    settings = {**ENGINE, **PINNED, "model": model, "compilation_cache": compilation_cache}
+    with Engine.from_config(EngineConfig(**settings, checkpoint_dir=str(folder / "checkpoints"))) as engine:
+        server = Running(engine, ServerConfig(port=0, data_dir=str(folder)))
+        server.start()
+        yield server
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def tuner(tuning) -> Iterator[openai.OpenAI]:
+    with tuning.client() as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def rows(tuner) -> str:
+    return upload(tuner, jsonl(ROWS)).id
+
+
+@pytest.fixture(scope="session")
+def finished(tuner, rows):
+    """A job that has succeeded, with its validation file."""
+    held_out = upload(tuner, jsonl(ROWS[:2]), "held_out.jsonl").id
+    job = create(tuner, rows, SHORT, suffix="sums", seed=7, validation_file=held_out, metadata={"team": "a"})
+    assert job.status == "validating_files" and job.fine_tuned_model is None and job.finished_at is None
+    done = ended(tuner, job.id)
+    assert done.status == "succeeded", done.error
+    return done
 
 
 @contextmanager

@@ -125,6 +125,7 @@ def make_traps(folder) -> None:
         ({"lora_name": "x"}, "lora_path"),
         ({"lora_name": "tiny", "lora_path": "poet"}, "lora_name"),
         ({"lora_name": "a\nb", "lora_path": "poet"}, "lora_name"),
+        ({"lora_name": "ft:tiny:flexjax::x", "lora_path": "poet"}, "lora_name"),
         ({"lora_name": 3, "lora_path": "poet"}, "lora_name"),
         ({"lora_name": "x", "lora_path": "poet", "lora_pth": ""}, "lora_pth"),
     ],

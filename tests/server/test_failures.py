@@ -47,8 +47,9 @@ class Failing:
 
 
 @pytest.fixture(scope="module")
-def failing(engine):
-    server = Running(Failing(engine), ServerConfig(port=0))
+def failing(engine, tmp_path_factory):
+    settings = ServerConfig(port=0, data_dir=str(tmp_path_factory.mktemp("data")))
+    server = Running(Failing(engine), settings)
     server.start()
     yield server
     server.stop()

@@ -70,9 +70,9 @@ class Endless:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_when_the_time_is_up_clients_are_told(engine, stream):
+def test_when_the_time_is_up_clients_are_told(engine, stream, tmp_path):
     endless = Endless(engine)
-    server = Running(endless, ServerConfig(port=0, drain_seconds=0.2))
+    server = Running(endless, ServerConfig(port=0, drain_seconds=0.2, data_dir=str(tmp_path)))
     server.start()
     errors = []
 
