@@ -25,7 +25,7 @@ from tests.tiny_model import ENGINE, write_tiny_model
 
 ROOT = Path(__file__).parents[2]
 SEED = 20
-STEPS, EVERY = 300, 30
+STEPS, EVERY = 600, 60
 LASTING = {**FAST, "batch_size": 4, "max_steps": STEPS, "checkpoint_every": EVERY, "schedule": "constant"}
 ANSWER = {"prompt": PROMPT, "max_tokens": 12, "temperature": 0, "extra_body": {"ignore_eos": True}}
 POLICY = 'policy = "fixed_budget"\npolicy_options = { finetune_tokens = 128, backward_units = 4 }\n'
