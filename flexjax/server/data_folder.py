@@ -82,12 +82,12 @@ class DataFolder:
 
     def sweep(self, files: Collection[str], checkpoints: Collection[Path]) -> None:
         """Delete what a killed process left: files that were never acknowledged, and what jobs that have ended would
-        have resumed from.
+        have resumed from. What the service did not make is not touched, whatever folder it was given.
 
         Args:
             files: identifiers of those to keep; checkpoints: folders of jobs that have ended.
         """
-        for file in (self.root / "files").iterdir():
+        for file in (self.root / "files").glob("file-*"):
             if file.name not in files:
                 file.unlink()
         for folder in [*(self.root / "adapters").glob(f"*{PARTIAL}"), *(self.root / "jobs").glob(f"*/*{PARTIAL}")]:
