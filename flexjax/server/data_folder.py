@@ -12,7 +12,7 @@ from pathlib import Path
 from flexjax.fields import ConfigError
 from flexjax.weights.adapter import LoraAdapter
 from flexjax.weights.peft import write_adapter
-from flexjax.weights.verified_folder import publish
+from flexjax.weights.verified_folder import flush, publish
 
 PARTIAL = ".partial"
 """Ends the names of what is being written; a killed process leaves them."""
@@ -94,12 +94,3 @@ class DataFolder:
             shutil.rmtree(folder)
         for folder in checkpoints:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def flush(path: Path) -> None:
-    """Waits until a file's bytes, or a folder's names, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -27,9 +27,9 @@ def publish(unfinished: Path, folder: Path) -> None:
     manifest = {path.relative_to(unfinished).as_posix(): _measure(path) for path in files}
     (unfinished / MANIFEST).write_text(json.dumps({"files": manifest}, indent=1), encoding="utf-8")
     for path in [*unfinished.rglob("*"), unfinished]:
-        _flush(path)
+        flush(path)
     unfinished.rename(folder)
-    _flush(folder.parent)
+    flush(folder.parent)
 
 
 def fault(folder: Path) -> str | None:
@@ -55,7 +55,7 @@ def _measure(file: Path) -> dict[str, Any]:
         return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(opened, "sha256").hexdigest()}
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Waits until a file's bytes, or a folder's names, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
