@@ -51,11 +51,11 @@ PRECISION = {"float32": "highest"}
 """Per dtype of the model: float32 means float32, where a GPU would round operands to 19 bits (TF32) by default."""
 
 WEIGHT_SPECS = {
-    "qkv": P(None, None, TP_AXIS),
+    "qkv": P(None, TP_AXIS, None),
     "qkv_bias": P(None, TP_AXIS),
-    "o": P(None, TP_AXIS, None),
-    "gate_up": P(None, None, TP_AXIS),
-    "down": P(None, TP_AXIS, None),
+    "o": P(None, None, TP_AXIS),
+    "gate_up": P(None, TP_AXIS, None),
+    "down": P(None, None, TP_AXIS),
 }
 POOL_SPEC = P(None, None, None, TP_AXIS)
 

@@ -74,8 +74,9 @@ def forward(
 
 
 def run_layers(model: Decoder, dims, layout, kernels, adapters, pool, x, batch):
-    """The scan over stacked layers; the pool rides in the carry, so that it is updated in place. Also returns every
-    layer's log-sum-exp, [layers, slots, Hq] float32, if it is kept behind the final hidden state."""
+    """The loop over stacked layers; the pool rides in the carry, so that it is updated in place, and the layer's number,
+    so that XLA reads the layer's weights where they lie: of any other index it copies them. Also returns every layer's
+    log-sum-exp, [layers, slots, Hq] float32, if it is kept behind the final hidden state."""
     definition, stacked = model.layer_stack()
     positions, places = token_positions(batch, layout), places_of(batch, layout, model.layers, kernels)
     adapter_index = per_slot(batch.row_adapter, batch.tile_adapter if layout.chunk else None)
@@ -83,20 +84,25 @@ def run_layers(model: Decoder, dims, layout, kernels, adapters, pool, x, batch):
     plan = None if layout.base_only else plan_lora_expand(*owners, implementation=kernels.lora_expand)
     lse_kept = layout.tape and "attention" in dims.tape and dims.lse_follows_final
 
-    def one_layer(carry, scanned):
-        x, pool = carry
-        state, a, index = scanned
+    def one_layer(carry, _):
+        x, pool, index = carry
+        state, a = (jax.tree.map(lambda w: layer_of(w, index), each) for each in (stacked, adapters.a))
         layer = nnx.merge(definition, state)
         dropout = slot_dropout(layout, batch, index, dims.tp)
         low = low_of(adapters, index, layout, kernels)
         resident = ResidentAdapters(a, adapters.b, index, *owners, kernels.lora_expand, plan, dropout, low)
         adapter = no_adapter if layout.base_only else resident
         x, pool, lse = layer_forward(layer, dims, layout, kernels, adapter, pool, x, index, positions, places, batch)
-        return (x, pool), lse if lse_kept else None
+        return (x, pool, index + 1), lse if lse_kept else None
 
-    indices = jnp.arange(dims.model.num_layers, dtype=jnp.int32)
-    (x, pool), lse = jax.lax.scan(one_layer, (x, pool), (stacked, adapters.a, indices))
+    (x, pool, _), lse = jax.lax.scan(one_layer, (x, pool, jnp.int32(0)), length=dims.model.num_layers)
     return x, pool, lse
+
+
+def layer_of(stacked: jax.Array, index: jax.Array) -> jax.Array:
+    """One entry of the first axis; no check for negative indices, behind which XLA would not see a loop's counter."""
+    first, sizes = (index, *[0] * (stacked.ndim - 1)), (1, *stacked.shape[1:])
+    return jax.lax.dynamic_slice(stacked, first, sizes, allow_negative_indices=False)[0]
 
 
 def layer_forward(layer: DecoderLayer, dims, layout, kernels, adapter, pool, x, index, positions, places, batch):
