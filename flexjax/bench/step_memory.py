@@ -59,7 +59,7 @@ class MemoryWatch:
         job, gradients = runner.jobs[self._job], runner.jobs[self._job].gradients
         self.parts = {
             "pages": self.pages * self._page_bytes,
-            "adapter": nbytes((runner.stack, job.master, gradients.a, gradients.b)),
+            "adapter": resident_bytes(runner.programs.dims) + nbytes((job.master, gradients.a, gradients.b)),
             "cotangents": nbytes((gradients.hidden, gradients.d_k, gradients.d_v)),
             "rows": nbytes(runner.rows),
             "temporaries": max(each.memory.temp_size_in_bytes for each in self._programs()),

@@ -45,7 +45,7 @@ class DecoderLayer(nnx.Module):
         h = self._replicated(rms_norm(x, self.input_norm[...], config.rms_norm_eps))
         fused = product(h, self.qkv[...])
         if config.attention_bias:
-            fused = fused + self.qkv_bias[...]
+            fused = fused + jnp.pad(self.qkv_bias[...], (0, fused.shape[1] - len(self.qkv_bias[...])))
         q_width, kv_width = self.query_heads * config.head_dim, self.kv_heads * config.head_dim
         modules = adapter("qkv", h, fused, (q_width, kv_width, kv_width))
         q, k, v = (y.reshape(len(x), -1, config.head_dim) for y in modules)
