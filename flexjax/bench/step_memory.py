@@ -12,7 +12,7 @@ What is counted:
 import jax
 
 from flexjax.engine.engine import Engine
-from flexjax.state import nbytes
+from flexjax.state import nbytes, resident_bytes
 
 
 class MemoryWatch:

@@ -67,7 +67,8 @@ class DecoderLayer(nnx.Module):
             fused = product(h, self.gate_up[...])
         else:
             halves = dict(zip(("gate", "up"), jnp.split(self.gate_up[...], 2), strict=True))
-            parts = [product(h, half) if name == only else jnp.zeros((len(h), width), h.dtype) for name, half in halves.items()]
+            nothing = jnp.zeros((len(h), width), h.dtype)
+            parts = [product(h, half) if name == only else nothing for name, half in halves.items()]
             fused = jnp.concatenate(parts, axis=-1)
         gate, up = adapter("gate_up", h, fused, (width, width))
         return gate, up

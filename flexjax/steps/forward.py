@@ -26,6 +26,7 @@ from flexjax.steps.kernels import Kernels
 from flexjax.steps.sampling import prompt_logprobs
 from pallas_kernels import plan_lora_expand, write_pages
 
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ForwardOutput:
@@ -72,8 +73,8 @@ def forward(
 
 
 def run_layers(model: Decoder, dims, layout, kernels, adapters, pool, x, batch):
-    """The loop over stacked layers; the pool rides in the carry, so that it is updated in place, and the layer's number,
-    so that XLA reads the layer's weights where they lie: of any other index it copies them. Also returns every layer's
+    """The loop over stacked layers; the pool rides in the carry, so that it is updated in place, and the number of the
+    layer, so that XLA reads its weights where they lie: at any other index it copies them. Also returns every layer's
     log-sum-exp, [layers, slots, Hq] float32, if it is kept behind the final hidden state."""
     definition, stacked = model.layer_stack()
     positions, places = token_positions(batch, layout), places_of(batch, layout, model.layers, kernels)

@@ -68,19 +68,19 @@ def lora_expand(y, low, b, layer, indices, owner, scale, *, widths, plan=None, i
         plan: from ``plan_lora_expand``; None computes it here.
 
     Returns:
-        y with the contributions; what lies behind them as it was. The scaled low is rounded to the dtype of y; sums are in float32 and rounded once.
-        Slots without an adapter keep their bits.
+        y with the contributions; what lies behind them stays as it was. The scaled low is rounded to the dtype of y;
+        sums are in float32 and rounded once. Slots without an adapter keep their bits.
 
     Raises:
         ValueError: shapes that do not fit together, an unknown implementation, or shapes and dtypes that it does not
             take (the kernel: y and b of one 16-bit dtype, widths that are multiples of 64, R up to 1024).
     """
     slots, out, rank = y.shape[0], sum(widths), owner.shape[0] * RANK_UNIT
-    behind = len(widths) * rank if low is None else 0
-    if out + behind != y.shape[1]:
-        with_low = f" and low, {behind}" if behind else ""
-        raise ValueError(f"lora_expand: widths {tuple(widths)} add up to {out}{with_low}; y has {y.shape[1]} columns")
-    if low is not None:
+    if low is None:
+        _check(y, (slots, out + len(widths) * rank), "y with low behind it")
+    elif y.shape[1] != out:
+        raise ValueError(f"lora_expand: widths {tuple(widths)} add up to {out}; y has {y.shape[1]} columns")
+    else:
         _check(low, (slots, len(widths) * rank), "low")
     _check(b, (b.shape[0], rank, out), "b")
     _check(indices, (slots,), "indices")

@@ -12,8 +12,8 @@ from pallas_kernels.lora_expand.tiling import PART
 
 @dataclass(frozen=True)
 class Inputs:
-    """Arrays in global memory: of ``api.lora_expand``, y being written too, and of ``plan.Plan``. ``low`` is y itself where
-    it lies behind y: nobody writes those columns."""
+    """Arrays in global memory: of ``api.lora_expand``, y being written too, and of ``plan.Plan``. ``low`` is y itself
+    where it lies behind y: nobody writes those columns."""
 
     y: jax.Ref
     low: jax.Ref

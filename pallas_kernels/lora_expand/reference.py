@@ -12,7 +12,8 @@ def lora_expand(y, low, b, layer, indices, owner, scale, *, widths):
         low = y[:, out:]
     has_adapter = (indices > 0)[:, None]
     own = (jnp.repeat(owner, rank // owner.shape[0]) == indices[:, None]) & has_adapter
-    scaled = jnp.where(jnp.tile(own, len(widths)), low.astype(jnp.float32) * scale[indices][:, None], 0.0).astype(y.dtype)
+    scaled = low.astype(jnp.float32) * scale[indices][:, None]
+    scaled = jnp.where(jnp.tile(own, len(widths)), scaled, 0.0).astype(y.dtype)
     ends = list(itertools.accumulate(widths))
     parts = [
         _product(scaled[:, module * rank : (module + 1) * rank], b[layer, :, end - width : end])
