@@ -20,6 +20,7 @@ from flexjax.engine.batch import (
     loss_batch,
     sampling_batch,
 )
+from flexjax.engine.layer_views import places
 from flexjax.engine.programs import JobShape, Programs
 from flexjax.layout import SlotLayout
 from flexjax.models.matrices import with_matrices
@@ -114,6 +115,8 @@ class Runner:
         self.layers = programs.layer_views(weights)
         dims = programs.dims
         self.stack = programs.new_stack(weights)
+        on_gpu = programs.mesh.devices.flat[0].platform == "gpu"
+        self.place = places(self.stack.a.values()) if on_gpu else None
         self.pool = programs.zeros(pool_shape(dims), "pool")
         self.rows = programs.zeros(row_shapes(dims), "rows")
         self.jobs: dict[str, DeviceJob] = {}
@@ -202,8 +205,14 @@ class Runner:
         self._take_stack(program(self.stack, factors, np.int32(version.first_column)))
 
     def _take_stack(self, stack: AdapterStack) -> None:
-        """What a program that wrote adapters gave back, in the memory that it was given."""
+        """What a program that wrote adapters gave back, in the memory that it was given: views of layers lie there.
+
+        Raises:
+            RuntimeError: it lies elsewhere.
+        """
         self.stack, self.weights = stack, with_matrices(self.weights, stack.a)
+        if self.place is not None and places(stack.a.values()) != self.place:
+            raise RuntimeError("publishing an adapter moved the frozen weights, which backward units read in place")
 
     def drop_job(self, name: str) -> None:
         del self.jobs[name]

@@ -69,8 +69,8 @@ def programs(plugin) -> Programs:
 
 
 def weight_shapes(programs: Programs) -> list[tuple[int, ...]]:
-    """Of every matrix, with adapters behind it and without, of one layer of it, and of the pieces in which the loss takes
-    the head."""
+    """Of every matrix, with adapters behind it and without, of one layer of it, and of the pieces in which the loss
+    takes the head."""
     wide = [leaf.shape for leaf in jax.tree.leaves((programs.weights, programs.frozen)) if leaf.size > 1e7]
     layers = [shape[1:] for shape in wide if len(shape) == 3]
     chunk = KERNELS.head_chunk
