@@ -119,7 +119,8 @@ class Machine:
         started = time.perf_counter()
         config, dtype = self.config, dtype_of(self.config.dtype)
         if config.load_format == "dummy":
-            weights = dummy_weights(source.config, dtype, config.tp, config.seed, programs.weight_shardings())
+            random = config.tp, config.seed, programs.weight_shardings(), programs.joined
+            weights = dummy_weights(source.config, dtype, *random)
         else:
             weights = place_weights(shapes, source.load_weights(dtype, config.tp), programs.place_weight)
         jax.block_until_ready(weights)

@@ -16,8 +16,6 @@ class Kernels:
     """Implementation names of `pallas_kernels`; an unknown name is refused there.
 
     Attributes:
-        row_product: of x A, the first half of the low-rank products, in steps of up to 64 slots; "reference" leaves it
-            to XLA, as in larger steps.
         head_chunk: vocabulary entries that the loss handles at a time. Large on a GPU, whose products want many
             columns; on a CPU the float32 logits of a chunk should stay in the cache.
     """
@@ -25,7 +23,6 @@ class Kernels:
     paged_attention: str = "reference"
     page_write: str = "reference"
     window_attention_grad: str = "reference"
-    row_product: str = "reference"
     lora_expand: str = "reference"
     grouped_lora_grad: str = "reference"
     linear_cross_entropy: str = "reference"

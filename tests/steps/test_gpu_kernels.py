@@ -25,7 +25,7 @@ CONFIG = ModelConfig(
 
 KERNELS = Kernels.for_model("gpu", CONFIG, jnp.bfloat16)
 SCALE = 0.25
-LORA = {"row_product": "mosaic_gpu", "lora_expand": "mosaic_gpu", "grouped_lora_grad": "mosaic_gpu"}
+LORA = {"lora_expand": "mosaic_gpu", "grouped_lora_grad": "mosaic_gpu"}
 """Beside those that the engine chooses."""
 
 SLACK = 1.3
@@ -55,7 +55,7 @@ def rig_with(kernels: Kernels, model: Model, **options) -> Rig:
 def test_which_kernels_are_used():
     """The text is what the engine prints at start."""
     assert str(KERNELS) == (
-        "paged_attention mosaic_gpu, page_write mosaic_gpu, window_attention_grad mosaic_gpu, row_product reference, "
+        "paged_attention mosaic_gpu, page_write mosaic_gpu, window_attention_grad mosaic_gpu, "
         "lora_expand reference, grouped_lora_grad reference, linear_cross_entropy reference"
     )
     assert Kernels.for_model("gpu", CONFIG, jnp.float32) == Kernels(head_chunk=32768)
@@ -92,28 +92,6 @@ def test_serving(more, served):
     kernels = Kernels.for_model("gpu", served.config, jnp.bfloat16)
     ours = serving_error(dataclasses.replace(kernels, **more), served)
     assert ours < SLACK * serving_error(Kernels(), served)
-
-
-def decoded(kernels: Kernels) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and log-probabilities of the likeliest tokens, after a prompt and a step of four slots with an adapter."""
-    rig = rig_with(kernels, model())
-    version = rig.load("one", model().factors(16, 1), SCALE)
-    rig.seat(0, row=0, tokens=model().tokens(40, seed=0), adapter=version, room=8)
-    rig.step(PROMPT, prompts=[(0, 0, 40)])
-    _, ids, values = (np.asarray(array[0]) for array in rig.step(DECODE, decode=(0,)).logprobs)
-    return ids, values
-
-
-def test_few_slots_go_through_the_product_for_rows():
-    """In the interpreter. Its float32 sums are those of XLA in another order, so at most a few roundings differ."""
-    ids, values = decoded(Kernels(row_product="mosaic_gpu_interpreted"))
-    expected_ids, expected = decoded(Kernels())
-    assert ids[0] == expected_ids[0]
-    both, ours, theirs = np.intersect1d(ids, expected_ids, return_indices=True)
-    assert len(both) > len(ids) / 2
-    np.testing.assert_allclose(values[ours], expected[theirs], atol=0.02)
-    with pytest.raises(ValueError, match="row_product: no implementation 'fast'"):
-        decoded(Kernels(row_product="fast"))
 
 
 def gradient_errors(kernels: Kernels) -> dict[tuple[str, str], float]:
