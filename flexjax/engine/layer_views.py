@@ -4,7 +4,7 @@ One backward program serves every layer. What it would take out of a stacked arr
 (435 MB a unit at the size of Llama-3.1-8B); an argument is read where it lies.
 """
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -13,9 +13,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from flexjax.models.bits import bits_dtype, to_bits
 
 
-def places(stacked: Iterable[jax.Array]) -> list[int]:
+def places(stacked: Mapping[str, jax.Array]) -> dict[str, list[int]]:
     """Where every shard of these arrays lies."""
-    return [shard.data.unsafe_buffer_pointer() for array in stacked for shard in array.addressable_shards]
+    of = lambda array: [shard.data.unsafe_buffer_pointer() for shard in array.addressable_shards]
+    return {name: of(array) for name, array in stacked.items()}
 
 
 class DeviceMemory:

@@ -118,7 +118,8 @@ class Programs:
         self.compiled: dict[tuple, Compiled] = {}
         self.described: dict[tuple, Compiled] = {}
         self._levels, self._logprobs = {SamplingLevel.GREEDY}, False
-        self._compiling = threading.RLock()
+        self._offering = threading.RLock()
+        self._turns: dict[tuple, threading.Lock] = {}
 
     #            program                                  called per
     @looked_up
@@ -145,7 +146,7 @@ class Programs:
         """
         if level in self._levels and self._logprobs >= logprobs:
             return
-        with self._compiling:
+        with self._offering:
             levels, logprobs = self._levels | {level}, self._logprobs or logprobs
             for each in levels:
                 for rows in row_sizes:
@@ -255,19 +256,22 @@ class Programs:
         return jax.ShapeDtypeStruct((packed_words(fields),), jnp.int32)
 
     def _compile(self, key, body, shapes, specs, out_specs, donated, partitioned=False) -> Compiled:
-        """Lower and compile ahead of time. ``partitioned``: no collectives of its own, the compiler partitions it."""
-        if key in self.compiled:
+        """Lower and compile ahead of time, different programs at the same time if several threads ask. ``partitioned``:
+        no collectives of its own, the compiler partitions it."""
+        with self._turns.setdefault(key, threading.Lock()):
+            if key not in self.compiled:
+                self.compiled[key] = self._built(body, shapes, specs, out_specs, donated, partitioned)
             return self.compiled[key]
-        with self._compiling:
-            started = time.perf_counter()
-            if self.dims.tp > 1 and not partitioned:
-                body = jax.shard_map(body, mesh=self.mesh, in_specs=specs, out_specs=out_specs, check_vma=False)
-            shardings = dict(in_shardings=self._shardings(specs), out_shardings=self._shardings(out_specs))
-            jitted = jax.jit(body, donate_argnums=donated, **shardings)
-            with jax.default_matmul_precision(PRECISION.get(jnp.dtype(self.dims.dtype).name)):
-                compiled = jitted.lower(*shapes).compile(compiler_options=self.options)
-            self.compiled[key] = Compiled(compiled, time.perf_counter() - started, compiled.memory_analysis())
-        return self.compiled[key]
+
+    def _built(self, body, shapes, specs, out_specs, donated, partitioned) -> Compiled:
+        started = time.perf_counter()
+        if self.dims.tp > 1 and not partitioned:
+            body = jax.shard_map(body, mesh=self.mesh, in_specs=specs, out_specs=out_specs, check_vma=False)
+        shardings = dict(in_shardings=self._shardings(specs), out_shardings=self._shardings(out_specs))
+        jitted = jax.jit(body, donate_argnums=donated, **shardings)
+        with jax.default_matmul_precision(PRECISION.get(jnp.dtype(self.dims.dtype).name)):
+            compiled = jitted.lower(*shapes).compile(compiler_options=self.options)
+        return Compiled(compiled, time.perf_counter() - started, compiled.memory_analysis())
 
 
 def is_spec(x) -> bool:

@@ -116,7 +116,7 @@ class Runner:
         dims = programs.dims
         self.stack = programs.new_stack(weights)
         on_gpu = programs.mesh.devices.flat[0].platform == "gpu"
-        self.place = places(self.stack.a.values()) if on_gpu else None
+        self.place = places(self.stack.a) if on_gpu else None
         self.pool = programs.zeros(pool_shape(dims), "pool")
         self.rows = programs.zeros(row_shapes(dims), "rows")
         self.jobs: dict[str, DeviceJob] = {}
@@ -211,7 +211,7 @@ class Runner:
             RuntimeError: it lies elsewhere.
         """
         self.stack, self.weights = stack, with_matrices(self.weights, stack.a)
-        if self.place is not None and places(stack.a.values()) != self.place:
+        if self.place is not None and places(stack.a) != self.place:
             raise RuntimeError("publishing an adapter moved the frozen weights, which backward units read in place")
 
     def drop_job(self, name: str) -> None:

@@ -1,8 +1,10 @@
 """Start-up: from a configuration to a loop that is ready to run. Shows what it does and how long it takes."""
 
 import logging
+import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +29,9 @@ from flexjax.steps.kernels import Kernels
 from flexjax.weights.source import ModelSource
 
 logger = logging.getLogger(__name__)
+
+COMPILERS = 8
+"""Programs compiled at a time; more would wait for each other's tracing, which is Python's."""
 
 
 def dimensions_of(config: EngineConfig, model: ModelConfig, tape: tuple[str, ...]) -> Dimensions:
@@ -135,13 +140,20 @@ class Machine:
         return programs.forward(largest).memory.temp_size_in_bytes + logits
 
     def _compile(self, programs: Programs) -> None:
-        """Compile every layout and what samples from it."""
-        started = time.perf_counter()
-        for number, layout in enumerate(self.layouts, 1):
+        """Compile every layout and what samples from it, several at a time."""
+        started, total = time.perf_counter(), len(self.layouts)
+
+        def ready(layout: SlotLayout) -> tuple[SlotLayout, float]:
             program = programs.forward(layout)
             programs.sample(layout.rows, SamplingLevel.GREEDY, layout.logprobs)
-            self.progress(f"compiled {number} of {len(self.layouts)}: {describe(layout)} in {program.seconds:.1f} s")
-        self.progress(f"{len(self.layouts)} programs ready in {time.perf_counter() - started:.1f} s")
+            return layout, program.seconds
+
+        with ThreadPoolExecutor(min(COMPILERS, os.cpu_count() or 1)) as compilers:
+            compiling = [compilers.submit(ready, layout) for layout in self.layouts]
+            for number, finished in enumerate(as_completed(compiling), 1):
+                layout, seconds = finished.result()
+                self.progress(f"compiled {number} of {total}: {describe(layout)} in {seconds:.1f} s")
+        self.progress(f"{total} programs ready in {time.perf_counter() - started:.1f} s")
 
 
 def describe(layout: SlotLayout) -> str:
