@@ -166,7 +166,7 @@ class Programs:
     @looked_up
     def backward(self, job: JobShape) -> Compiled:  # layer and window
         definition, stacked = self._layer_stack(self.frozen)
-        body = functools.partial(backward_window, definition, self.dims, self.kernels, job.dropout)
+        body = functools.partial(backward_window, definition, self.dims, self.kernels_of(job), job.dropout)
         bits = lambda w: jax.ShapeDtypeStruct(w.shape[1:], bits_dtype(w.dtype))
         layer_specs = jax.tree.map(lambda spec: P(*spec[1:]), weight_specs(stacked), is_leaf=is_spec)
         gradients = gradient_shapes(self.dims, job.rank, job.modules)
@@ -200,6 +200,9 @@ class Programs:
         key = ("publish", job.rank, job.modules)
         body = functools.partial(publish, self.dims)
         return self._compile(key, body, shapes, specs, stack_specs(), donated=(0,), partitioned=True)
+
+    def kernels_of(self, job: JobShape) -> Kernels:
+        return self.kernels.for_job(job.rank, self.dims.window)
 
     def layer_views(self, weights: nnx.State) -> list[nnx.State]:
         """The weights of every layer as `backward` takes them, without adapters, in the memory of the stacked ones."""

@@ -104,7 +104,7 @@ class Machine:
         self.layouts = self.catalog.layouts
         mesh = device_mesh(config.tp)
         platform, dtype = mesh.devices.flat[0].platform, dtype_of(config.dtype)
-        kernels = Kernels.for_model(platform, source.config, dtype)
+        kernels = Kernels.for_model(platform, source.config, dtype, config.adapter_rank_capacity, config.tp)
         progress(f"kernels on {platform}: {kernels}; all else is XLA's")
         definition, shapes = abstract_decoder(source.config, dtype_of(config.dtype), config.tp)
         weight_bytes = nbytes(shapes) // config.tp
@@ -164,4 +164,7 @@ def describe(layout: SlotLayout) -> str:
 
 def compile_job(programs: Programs, shape: JobShape, optimizer) -> None:
     """Compile a job's programs before it meets the engine's thread."""
+    usual, own = programs.kernels.grouped_lora_grad, programs.kernels_of(shape).grouped_lora_grad
+    if own != usual:
+        logger.warning("gradients of rank %d take grouped_lora_grad %s; %s has no room", shape.rank, own, usual)
     programs.loss(shape), programs.backward(shape), programs.update(shape, optimizer), programs.publish(shape)
