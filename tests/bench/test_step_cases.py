@@ -96,9 +96,9 @@ def test_finetuning_of_whole_sequences_of_one_module(measure):
     "name, blocks, names, pages_per_block",
     # a row holds 2048 values: x, q, attention and mid take 2, gate and up 7 each
     [
-        ("finetune_all", 64, 4, 2 + 18),
-        ("finetune_all_lean90", 64, 3, 2 + 11),
-        ("finetune_all_lean80", 64, 2, 2 + 4),
+        ("finetune_all", 64, 4, 2 + 13),
+        ("finetune_all_lean90", 64, 2, 2 + 9),
+        ("finetune_all_lean80", 64, 1, 2 + 2),
         ("finetune_down", 128, 6, 2 + 22),
     ],
 )
