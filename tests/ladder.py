@@ -248,8 +248,10 @@ class Rig:
 
     def hold(self, number: int, packed: PackedMicrobatch, dropout: float = 0.0) -> None:
         """A microbatch of the job takes pages."""
-        blocks = tuple(self.take_pages(self.dims.pages_per_block) for _ in range(packed.slots // PAGE_TOKENS))
-        self.training[number] = Training(packed, MicrobatchPages(blocks), self.version, dropout, seed=number)
+        count, share = packed.slots // PAGE_TOKENS, self.dims.finals_per_page
+        blocks = tuple(self.take_pages(self.dims.pages_per_block) for _ in range(count))
+        pages = MicrobatchPages(blocks, self.take_pages(-(-count // share)), share)
+        self.training[number] = Training(packed, pages, self.version, dropout, seed=number)
 
     def whole_windows(self, number: int) -> list[tuple[int, int, int, int]]:
         """Every sequence of a microbatch in one window each."""

@@ -25,7 +25,7 @@ from flexjax.finetuning.packing import PackedMicrobatch
 from flexjax.scheduler.cursor import Microbatch
 from flexjax.scheduler.output import Iteration, UnitKind
 from flexjax.scheduler.scheduler import Scheduler
-from flexjax.state import UNTAPED_COLUMNS, padded_rank
+from flexjax.state import KV_COLUMNS, padded_rank
 from flexjax.steps.update import OptimizerSpec, new_master
 from flexjax.weights.adapter import LoraAdapter
 from flexjax.weights.checkpoint import CheckpointError, CheckpointInfo
@@ -158,8 +158,9 @@ class Trainer:
             window=dims.window,
             layers=dims.model.num_layers,
             lowest_layer=0 if packed.evaluation else lowest_adapted_layer(job.adapter),
-            pages_per_block=UNTAPED_COLUMNS if packed.evaluation else dims.pages_per_block,
+            pages_per_block=KV_COLUMNS if packed.evaluation else dims.pages_per_block,
             closes_group=packed.closes_group,
+            finals_per_page=dims.finals_per_page,
             evaluation=packed.evaluation,
             adapter_version=device_job.version.version,
             dropout=device_job.shape.dropout and not packed.evaluation,

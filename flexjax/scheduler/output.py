@@ -157,9 +157,22 @@ class Iteration:
 
 @dataclass(frozen=True)
 class MicrobatchPages:
-    """Pages of one microbatch: per block of 64 slots, column 0 K/V, column 1 the final hidden state, the rest tape."""
+    """Pages of one microbatch.
+
+    Attributes:
+        blocks: per block of 64 slots, column 0 K/V, the rest tape.
+        finals: of final hidden states, each shared by ``finals_per_page`` blocks one after another.
+    """
 
     blocks: tuple[tuple[int, ...], ...]
+    finals: tuple[int, ...] = ()
+    finals_per_page: int = 0
+
+    @property
+    def final_places(self) -> tuple[int, ...]:
+        """Where each block's final hidden state lies: places are counted through all pages of the pool."""
+        share = self.finals_per_page
+        return tuple(self.finals[block // share] * share + block % share for block in range(len(self.blocks)))
 
 
 class NewToken(NamedTuple):
