@@ -11,6 +11,8 @@ from flexjax.fields import check_range, check_types
 class ServerConfig:
     """Attributes:
     host, port: address to listen on; port 0 takes a free one.
+    api_keys: keys of the operator; with these or with others, clients without a key get status 401.
+    api_keys_file: text with an owner and a key on each line; "" is none.
     data_dir: folder of the service: its database, uploaded files, what jobs leave. One server at a time uses it.
     adapter_dir: folder from which clients may load adapters; None is ``adapters`` in the data folder.
     max_queue: sequences that may wait for a row; a request beyond them is refused with status 429.
@@ -23,6 +25,8 @@ class ServerConfig:
 
     host: str = "127.0.0.1"
     port: int = 8000
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    api_keys_file: str = field(default="", metadata=PATH)
     data_dir: str = field(default="runs/service", metadata=PATH)
     adapter_dir: str | None = field(default=None, metadata=PATH)
     max_queue: int = 1024

@@ -18,6 +18,7 @@ from flexjax.server.delivery import Delivery, split_delivery
 from flexjax.server.disconnect import until_gone
 from flexjax.server.errors import ApiError, api_error_of, internal_error, model_not_found, stopping
 from flexjax.server.outputs import Outputs
+from flexjax.server.owner import owner_of
 from flexjax.server.prompts import chat_encoder
 from flexjax.server.protocol import GenerationRequest, translate
 from flexjax.server.service import Service, service_of
@@ -44,14 +45,19 @@ class Generation:
         outputs: as they grow; prompt p's sample s has the index p * n + s.
     """
 
-    def __init__(self, service: Service, request: GenerationRequest, delivery: Delivery, arrival: float):
+    def __init__(
+        self, service: Service, request: GenerationRequest, adapter: str | None, delivery: Delivery, arrival: float
+    ):
         """On a worker's thread: encode and submit, for a request that admission has let in as one sequence.
+
+        Args:
+            adapter: the engine's name for the adapter that the request means.
 
         Raises:
             ValueError: the prompts cannot be continued. ApiError: there is no room.
         """
         engine = service.engine
-        self.request, self.delivery, self._service = request, delivery, service
+        self.request, self.delivery, self._service, self._adapter = request, delivery, service, adapter
         self.prompts = request.encode(engine.encode, chat_encoder(engine))
         require_context(self.prompts, engine.config.max_model_len, "messages" if request.messages else "prompt")
         self.count = len(self.prompts) * request.sampling.n
@@ -69,7 +75,7 @@ class Generation:
             PromptListener(self._service.bridge, self.outputs, position * n) for position in range(len(self.prompts))
         ]
         pairs = zip(self.prompts, listeners, strict=True)
-        return [Submission(ids, request.sampling, request.adapter, each, request.priority) for ids, each in pairs]
+        return [Submission(ids, request.sampling, self._adapter, each, request.priority) for ids, each in pairs]
 
     def __enter__(self) -> "Generation":
         return self
@@ -141,7 +147,7 @@ async def begin(request: Request, chat: bool) -> Generation:
     service.admission.enter()
     try:
         raw = await read_body(request, service.config.max_body_bytes)
-        generation = await run_in_threadpool(submit, service, raw, chat, arrival)
+        generation = await run_in_threadpool(submit, service, owner_of(request), raw, chat, arrival)
     except BaseException:
         service.admission.leave(1)
         raise
@@ -153,14 +159,22 @@ async def begin(request: Request, chat: bool) -> Generation:
     return generation
 
 
-def submit(service: Service, raw: bytes, chat: bool, arrival: float) -> Generation:
+def submit(service: Service, owner: str, raw: bytes, chat: bool, arrival: float) -> Generation:
     """On a worker's thread, since long prompts take long to encode and a program may have to be compiled."""
     try:
         delivery, body = split_delivery(parse_body(raw), chat)
         defaults = service.engine.defaults.sampling
         request = translate(body, chat=chat, base_names=service.base_names, defaults=defaults)
-        if request.adapter is not None and not service.trained.load(request.adapter):
-            raise model_not_found(request.adapter)  # the engine would say so too, after much work
-        return Generation(service, request, delivery, arrival)
+        return Generation(service, request, adapter_of(service, owner, request.adapter), delivery, arrival)
     except (ValueError, ApiError) as error:
         raise api_error_of(error) from error
+
+
+def adapter_of(service: Service, owner: str, name: str | None) -> str | None:
+    """The engine's name for the adapter that an owner means, which is on the device then. Raises ApiError."""
+    if name is None:
+        return None
+    found = service.catalog.bring(owner, name)
+    if found is None:
+        raise model_not_found(name)  # the engine would say so too, after much work
+    return found

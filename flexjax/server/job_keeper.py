@@ -16,6 +16,7 @@ import flexjax
 from flexjax.engine.handles import FinetuneHandle
 from flexjax.engine.loop import EngineStopped
 from flexjax.finetuning.job import FinetuneJob
+from flexjax.server.catalog import Catalog
 from flexjax.server.errors import ApiError, stopping
 from flexjax.server.job_book import JobBook
 from flexjax.server.job_events import FINAL
@@ -52,8 +53,16 @@ class JobKeeper:
     organization: in the names of models.
     """
 
-    def __init__(self, engine: "flexjax.Engine", book: JobBook, models: TrainedModels, organization: str = "flexjax"):
-        self._engine, self._book, self._models = engine, book, models
+    def __init__(
+        self,
+        engine: "flexjax.Engine",
+        book: JobBook,
+        models: TrainedModels,
+        catalog: Catalog,
+        organization: str = "flexjax",
+    ):
+        self._engine, self._book, self._models, self._catalog = engine, book, models, catalog
+        self._base_names = engine.config.served_model_name, engine.config.model
         self._organization = organization
         self._live: dict[str, Live] = {}
         self._starting: dict[str, Future] = {}
@@ -80,10 +89,10 @@ class JobKeeper:
         if self._follower.is_alive():
             self._follower.join()
 
-    def create(self, request: JobRequest, base: str) -> dict[str, Any]:
+    def create(self, request: JobRequest, owner: str, base: str) -> dict[str, Any]:
         """A new job's row. Raises BodyError."""
         self._job(request, "ft:checked")
-        row = self._book.create(request, base, self._organization)
+        row = self._book.create(request, owner, base, self._organization)
         try:
             self._starting[row["id"]] = self._starter.submit(self._start, row)
         except RuntimeError as error:  # the service has been told to stop; the job starts when it is there again
@@ -130,6 +139,8 @@ class JobKeeper:
             identifier = getattr(request, field)
             paths[field] = None if identifier is None else str(book.folder.file(identifier))
         start = self._models.folder_of(request.model)
+        if start is None and request.model not in self._base_names:
+            raise ValueError(f"the model {request.model} is no longer there")
         rows = (book.store.find("files", id=request.training_file) or {"rows": 1})["rows"]
         arguments = (paths["training_file"], paths["validation_file"], None if start is None else str(start))
         return request.job(name, *arguments, rows=rows)
@@ -143,11 +154,15 @@ class JobKeeper:
         except EngineStopped:
             return  # the next process goes on
         except (ValueError, OSError) as error:
-            message = str(error).replace(f"{self._book.folder.root}/", "")  # where the server keeps things is its own
-            self._book.fail(identifier, message)
+            self._fail(identifier, str(error))
         except Exception:
             logger.exception("the job %s cannot be started", identifier)
             self._book.fail(identifier, "the server made a mistake; its log says more")
+
+    def _fail(self, identifier: str, error: str) -> None:
+        """Where the server keeps things is its own, and others' names are theirs."""
+        message = error.replace(f"{self._book.folder.root}/", "")
+        self._book.fail(identifier, self._catalog.readable(self._book.row(identifier)["owner"], message))
 
     def _require(self, file: str) -> None:
         if self._book.store.find("files", id=file) is None or not self._book.folder.file(file).exists():
@@ -213,6 +228,6 @@ class JobKeeper:
         if status == "succeeded":
             self._book.succeed(live.id, self._engine.adapter(live.handle.name))
         elif status == "failed":
-            self._book.fail(live.id, live.handle.error.replace(f"{self._book.folder.root}/", ""))
+            self._fail(live.id, live.handle.error)
         else:
             self._book.cancel(live.id)

@@ -7,6 +7,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from flexjax.server.errors import model_not_found
+from flexjax.server.owner import owner_of
 from flexjax.server.service import Service, service_of
 
 
@@ -14,9 +15,9 @@ def base_card(service: Service) -> dict[str, Any]:
     return card(service, service.base_name, root=service.engine.config.model, parent=None)
 
 
-def adapter_card(service: Service, name: str) -> dict[str, Any]:
+def adapter_card(service: Service, name: str, engine_name: str) -> dict[str, Any]:
     """``root`` is where a client said that the adapter is; one that was trained here has its name."""
-    return card(service, name, root=service.adapter_paths.get(name, name), parent=service.base_name)
+    return card(service, name, root=service.adapter_paths.get(engine_name, name), parent=service.base_name)
 
 
 def card(service: Service, name: str, root: str, parent: str | None) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def card(service: Service, name: str, root: str, parent: str | None) -> dict[str
 
 def list_models(request: Request) -> Response:
     service = service_of(request)
-    adapters = [adapter_card(service, name) for name in service.adapter_names()]
+    adapters = [adapter_card(service, *names) for names in service.catalog.names(owner_of(request)).items()]
     return JSONResponse({"object": "list", "data": [base_card(service), *adapters]})
 
 
@@ -41,9 +42,10 @@ def retrieve_model(request: Request) -> Response:
     service, name = service_of(request), request.path_params["name"]
     if name in service.base_names:
         return JSONResponse(base_card(service))
-    if name not in service.adapter_names():
+    names = service.catalog.names(owner_of(request))
+    if name not in names:
         raise model_not_found(name)
-    return JSONResponse(adapter_card(service, name))
+    return JSONResponse(adapter_card(service, name, names[name]))
 
 
 ROUTES = (Route("/v1/models", list_models), Route("/v1/models/{name:path}", retrieve_model))

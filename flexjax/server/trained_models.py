@@ -10,6 +10,9 @@ from flexjax.server.data_folder import DataFolder
 from flexjax.server.errors import ApiError
 from flexjax.server.store import Store
 
+JOB_NAMES = "ft:"
+"""Begins the names of models that jobs make, and of no adapter that a client loads."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -19,11 +22,23 @@ class TrainedModels:
     def __init__(self, engine: "flexjax.Engine", store: Store, folder: DataFolder):
         self._engine, self._store, self._folder = engine, store, folder
         self._loading = threading.Lock()
+        self._owners: dict[str, str] = {}  # of names that were asked for; they never change
 
-    def names(self) -> list[str]:
-        """Models of jobs that succeeded, and checkpoints of all jobs, on the device or not."""
-        models = [row["name"] for row in self._store.rows("jobs", {"status": "succeeded"})]
-        return [*models, *(row["name"] for row in self._store.rows("checkpoints", {}))]
+    def names(self, owner: str) -> list[str]:
+        """Models of an owner's jobs that succeeded, and checkpoints of all of them, on the device or not."""
+        jobs = {row["id"]: row for row in self._store.rows("jobs", {"owner": owner})}
+        models = [row["name"] for row in jobs.values() if row["status"] == "succeeded"]
+        return [*models, *(row["name"] for row in self._store.rows("checkpoints", {}) if row["job"] in jobs)]
+
+    def owner_of(self, name: str) -> str | None:
+        """Whose job makes, or made, the model or checkpoint; None for a name that is neither."""
+        if name not in self._owners and name.startswith(JOB_NAMES):
+            job = self._store.find("jobs", name=name)
+            if job is None and (checkpoint := self._store.find("checkpoints", name=name)) is not None:
+                job = self._store.find("jobs", id=checkpoint["job"])
+            if job is not None:
+                self._owners[name] = job["owner"]
+        return self._owners.get(name)
 
     def folder_of(self, name: str) -> Path | None:
         """Of a model or a checkpoint, in PEFT's format; None for a name that is neither."""
