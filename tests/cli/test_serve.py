@@ -119,7 +119,7 @@ def test_keys_come_from_options_or_else_from_the_environment(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "c.toml").write_text('[server]\napi_keys = ["sk-file"]\napi_keys_file = "keys"\n')
     assert server_config(arguments_of("c.toml")).api_keys == ("sk-file",)
-    assert server_config(arguments_of("c.toml")).api_keys_file == str(tmp_path / "keys")
+    assert Path(server_config(arguments_of("c.toml")).api_keys_file).resolve() == tmp_path / "keys"
     monkeypatch.setenv(KEY_VARIABLE, "sk-environment")
     assert server_config(arguments_of("c.toml")).api_keys == ("sk-environment",)
     words = ("c.toml", "--api-key", "sk-1", "--api-key=sk-2", "--api-keys-file", "other")
@@ -154,7 +154,7 @@ def test_packages_that_are_not_installed_are_named(monkeypatch, capsys, command,
         ("[server]\nports = 1\n", "[server]: unknown key 'ports' (did you mean 'port'?)"),
         ("[server]\nmax_queue = -1\n", "[server]: max_queue is -1; it must be at least 0"),
         ('[server]\nport = "80"\n', "[server]: port is '80'; it must be a whole number"),
-        ('[server]\napi_keys = ["a b"]\n', "api_keys number 1: a key must be 1 to 512 characters of ASCII without spaces"),
+        ('[server]\napi_keys = ["a b"]\n', "api_keys number 1: a key must be 1 to 512 characters of ASCII"),
         ('[server]\napi_keys_file = "ghost"\n', "/ghost, which cannot be read: "),
         ('[server]\nhost = "192.0.2.1"\n', "cannot listen on host 192.0.2.1 port 8000"),
     ],
