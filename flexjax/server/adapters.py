@@ -98,6 +98,7 @@ def load(service: Service, owner: str, asked_name: str, path: str) -> None:
 async def load_adapter(request: Request) -> Response:
     service = service_of(request)
     service.admission.require_open()
+    service.rates.take_request(owner_of(request))
     body = fields_of(await read_body(request, service.config.max_body_bytes), LOAD_FIELDS, ("lora_name", "lora_path"))
     name = body["lora_name"]
     await run_in_threadpool(load, service, owner_of(request), name, body["lora_path"])

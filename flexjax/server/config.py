@@ -16,6 +16,8 @@ class ServerConfig:
     data_dir: folder of the service: its database, uploaded files, what jobs leave. One server at a time uses it.
     adapter_dir: folder from which clients may load adapters; None is ``adapters`` in the data folder.
     max_queue: sequences that may wait for a row; a request beyond them is refused with status 429.
+    requests_per_minute, tokens_per_minute: of each owner, 0 is no limit; what goes beyond is refused with status 429.
+        Requests are those that have the server work; tokens are of prompts and answers.
     max_body_bytes: largest body of a request; max_file_bytes: of an upload.
     drain_seconds: that running requests have to end, once the service is told to stop.
 
@@ -30,6 +32,8 @@ class ServerConfig:
     data_dir: str = field(default="runs/service", metadata=PATH)
     adapter_dir: str | None = field(default=None, metadata=PATH)
     max_queue: int = 1024
+    requests_per_minute: int = 0
+    tokens_per_minute: int = 0
     max_body_bytes: int = 8 * 2**20
     max_file_bytes: int = 512 * 2**20
     drain_seconds: float = 30.0
@@ -37,7 +41,8 @@ class ServerConfig:
     def __post_init__(self):
         check_types(self)
         check_range(self, "port", 0, 65535)
-        check_range(self, "max_queue", 0)
+        for name in ("max_queue", "requests_per_minute", "tokens_per_minute"):
+            check_range(self, name, 0)
         for name in ("max_body_bytes", "max_file_bytes"):
             check_range(self, name, 1)
         check_range(self, "drain_seconds", 0.0)

@@ -100,6 +100,7 @@ def count_rows(service: Service, path: Path, name: str) -> int:
 async def upload_file(request: Request) -> Response:
     service = service_of(request)
     service.admission.require_open()
+    service.rates.take_request(owner_of(request))
     async with read_upload(request, service.config.max_file_bytes) as (upload, fields):
         return JSONResponse(await run_in_threadpool(keep_upload, service, owner_of(request), upload, fields))
 

@@ -54,6 +54,7 @@ def create(service: Service, owner: str, raw: bytes) -> dict[str, Any]:
 async def create_job(request: Request) -> Response:
     service = service_of(request)
     service.admission.require_open()
+    service.rates.take_request(owner_of(request))
     raw = await read_body(request, service.config.max_body_bytes)
     return JSONResponse(await run_in_threadpool(create, service, owner_of(request), raw))
 

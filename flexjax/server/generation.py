@@ -46,7 +46,13 @@ class Generation:
     """
 
     def __init__(
-        self, service: Service, request: GenerationRequest, adapter: str | None, delivery: Delivery, arrival: float
+        self,
+        service: Service,
+        owner: str,
+        request: GenerationRequest,
+        adapter: str | None,
+        delivery: Delivery,
+        arrival: float,
     ):
         """On a worker's thread: encode and submit, for a request that admission has let in as one sequence.
 
@@ -57,17 +63,34 @@ class Generation:
             ValueError: the prompts cannot be continued. ApiError: there is no room.
         """
         engine = service.engine
+        self._owner = owner
         self.request, self.delivery, self._service, self._adapter = request, delivery, service, adapter
         self.prompts = request.encode(engine.encode, chat_encoder(engine))
         require_context(self.prompts, engine.config.max_model_len, "messages" if request.messages else "prompt")
         self.count = len(self.prompts) * request.sampling.n
         self.outputs = Outputs(self.count, Timeline(service.totals, arrival, self.count))
-        service.admission.widen(self.count)
+        self._allowed = self._allowed_tokens()
+        service.rates.take_tokens(owner, self._allowed)
         try:
-            self._submitted: Future[list[list[int]]] = engine.submit_soon(self._submissions())
+            service.admission.widen(self.count)
+            try:
+                self._submitted: Future[list[list[int]]] = engine.submit_soon(self._submissions())
+            except BaseException:
+                service.admission.leave(self.count - 1)
+                raise
         except BaseException:
-            service.admission.leave(self.count - 1)
+            service.rates.give_back(owner, self._allowed)
             raise
+
+    def _allowed_tokens(self) -> int:
+        """Of the prompts, and as many more as the body names."""
+        params, limit = self.request.sampling, self._service.engine.config.max_model_len
+        more = 0 if params.max_tokens is None else params.max_tokens
+        return sum(len(prompt) + params.n * min(more, limit - len(prompt)) for prompt in self.prompts)
+
+    def _used_tokens(self) -> int:
+        generated = sum(len(each.token_ids) for each in self.outputs.newest if each is not None)
+        return sum(map(len, self.prompts)) + generated
 
     def _submissions(self) -> list[Submission]:
         request, n = self.request, self.request.sampling.n
@@ -85,6 +108,7 @@ class Generation:
 
     def close(self) -> None:
         self._service.admission.leave(self.count)
+        self._service.rates.give_back(self._owner, self._allowed - self._used_tokens())
         if not self.outputs.ended:
             self._submitted.add_done_callback(self._cancel)
 
@@ -143,11 +167,12 @@ async def begin(request: Request, chat: bool) -> Generation:
     Raises:
         ApiError: why not. ClientDisconnect: the client has gone.
     """
-    arrival, service = time.perf_counter(), service_of(request)
+    arrival, service, owner = time.perf_counter(), service_of(request), owner_of(request)
+    service.rates.take_request(owner)
     service.admission.enter()
     try:
         raw = await read_body(request, service.config.max_body_bytes)
-        generation = await run_in_threadpool(submit, service, owner_of(request), raw, chat, arrival)
+        generation = await run_in_threadpool(submit, service, owner, raw, chat, arrival)
     except BaseException:
         service.admission.leave(1)
         raise
@@ -165,7 +190,8 @@ def submit(service: Service, owner: str, raw: bytes, chat: bool, arrival: float)
         delivery, body = split_delivery(parse_body(raw), chat)
         defaults = service.engine.defaults.sampling
         request = translate(body, chat=chat, base_names=service.base_names, defaults=defaults)
-        return Generation(service, request, adapter_of(service, owner, request.adapter), delivery, arrival)
+        adapter = adapter_of(service, owner, request.adapter)
+        return Generation(service, owner, request, adapter, delivery, arrival)
     except (ValueError, ApiError) as error:
         raise api_error_of(error) from error
 

@@ -15,6 +15,7 @@ from flexjax.server.data_folder import DATABASE, DataFolder
 from flexjax.server.iterations import EngineGauge
 from flexjax.server.job_book import JobBook
 from flexjax.server.job_keeper import JobKeeper
+from flexjax.server.rates import RateLimits
 from flexjax.server.store import Store
 from flexjax.server.timeline import ServingTotals
 from flexjax.server.trained_models import TrainedModels
@@ -36,6 +37,7 @@ class Service:
     config: ServerConfig
     private: bool = False
     admission: Admission = field(init=False)
+    rates: RateLimits = field(init=False)
     folder: DataFolder = field(init=False)
     store: Store = field(init=False)
     trained: TrainedModels = field(init=False)
@@ -49,6 +51,7 @@ class Service:
 
     def __post_init__(self):
         self.admission = Admission(self.engine.config.max_rows, self.config.max_queue)
+        self.rates = RateLimits(self.config.requests_per_minute, self.config.tokens_per_minute)
         self.folder = DataFolder(Path(self.config.data_dir).resolve())
         try:
             self.store = Store(self.folder.root / DATABASE)
