@@ -18,6 +18,7 @@ class ServerConfig:
     max_queue: sequences that may wait for a row; a request beyond them is refused with status 429.
     requests_per_minute, tokens_per_minute: of each owner, 0 is no limit; what goes beyond is refused with status 429.
         Requests are those that have the server work; tokens are of prompts and answers.
+    max_checkpoints: of each job that are kept as models, the newest; 0 keeps all.
     max_body_bytes: largest body of a request; max_file_bytes: of an upload.
     drain_seconds: that running requests have to end, once the service is told to stop.
 
@@ -34,6 +35,7 @@ class ServerConfig:
     max_queue: int = 1024
     requests_per_minute: int = 0
     tokens_per_minute: int = 0
+    max_checkpoints: int = 64
     max_body_bytes: int = 8 * 2**20
     max_file_bytes: int = 512 * 2**20
     drain_seconds: float = 30.0
@@ -41,7 +43,7 @@ class ServerConfig:
     def __post_init__(self):
         check_types(self)
         check_range(self, "port", 0, 65535)
-        for name in ("max_queue", "requests_per_minute", "tokens_per_minute"):
+        for name in ("max_queue", "requests_per_minute", "tokens_per_minute", "max_checkpoints"):
             check_range(self, name, 0)
         for name in ("max_body_bytes", "max_file_bytes"):
             check_range(self, name, 1)

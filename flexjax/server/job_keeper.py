@@ -76,7 +76,7 @@ class JobKeeper:
         ended = [row["name"] for row in store.rows("jobs", {}) if row["status"] in FINAL]
         directory = self._engine.config.checkpoint_dir
         checkpoints = [] if directory is None else [Path(directory) / name for name in ended]
-        self._book.folder.sweep({row["id"] for row in store.rows("files", {})}, checkpoints)
+        self._book.folder.sweep({row["id"] for row in store.rows("files", {})}, checkpoints + self._models.left_over())
         self._starter.submit(self._models.load_newest)
         for row in unfinished:
             self._starting[row["id"]] = self._starter.submit(self._start, row)
@@ -203,6 +203,7 @@ class JobKeeper:
             shown = live.status if status in FINAL else status
             self._book.follow(live.id, events, live.seen, live.handle.total_steps, shown or "queued")
             live.seen, live.status = len(events), shown
+            self._models.prune(live.id)
         if status in FINAL and self._written(live, status):
             self._end(live, status)
             del self._live[live.id]
@@ -231,3 +232,4 @@ class JobKeeper:
             self._fail(live.id, live.handle.error)
         else:
             self._book.cancel(live.id)
+        self._models.prune(live.id)

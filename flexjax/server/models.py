@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from flexjax.server.errors import model_not_found
+from flexjax.server.errors import ApiError, model_not_found
 from flexjax.server.owner import owner_of
 from flexjax.server.service import Service, service_of
 
@@ -48,4 +48,22 @@ def retrieve_model(request: Request) -> Response:
     return JSONResponse(adapter_card(service, name, names[name]))
 
 
-ROUTES = (Route("/v1/models", list_models), Route("/v1/models/{name:path}", retrieve_model))
+def delete_model(request: Request) -> Response:
+    """Of a job, or a checkpoint of one; what it is asked for meanwhile goes on."""
+    service, name, owner = service_of(request), request.path_params["name"], owner_of(request)
+    if name in service.base_names:
+        raise ApiError(400, f"{name!r} is the base model, which cannot be deleted.", "model", "not_a_trained_model")
+    if service.trained.owner_of(name) != owner:
+        if name not in service.catalog.names(owner):
+            raise model_not_found(name)
+        message = f"{name!r} was not made by a job; what a client has loaded goes with unload_lora_adapter."
+        raise ApiError(400, message, "model", "not_a_trained_model")
+    service.trained.delete(name)
+    return JSONResponse({"id": name, "object": "model", "deleted": True})
+
+
+ROUTES = (
+    Route("/v1/models", list_models),
+    Route("/v1/models/{name:path}", retrieve_model),
+    Route("/v1/models/{name:path}", delete_model, methods=["DELETE"]),
+)

@@ -58,7 +58,7 @@ class Service:
         except BaseException:
             self.folder.close()
             raise
-        self.trained = TrainedModels(self.engine, self.store, self.folder)
+        self.trained = TrainedModels(self.engine, self.store, self.folder, self.config.max_checkpoints)
         self.catalog = Catalog(self.engine, self.trained, self.private)
         self.keeper = JobKeeper(self.engine, JobBook(self.store, self.folder), self.trained, self.catalog)
 

@@ -36,10 +36,11 @@ MIGRATIONS = (
     """
 ALTER TABLE files ADD COLUMN owner TEXT NOT NULL DEFAULT '';
 ALTER TABLE jobs ADD COLUMN owner TEXT NOT NULL DEFAULT '';
+ALTER TABLE jobs ADD COLUMN deleted INTEGER;
 """,
 )
 """What makes the tables of each version those of the next; SCHEMA is the first. What was kept before there were owners
-belongs to the operator."""
+belongs to the operator. ``deleted`` is when a job's model was."""
 
 VERSION = 1 + len(MIGRATIONS)
 """Of the tables; a file of a newer one is refused."""

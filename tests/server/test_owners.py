@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import sqlite3
 import threading
 
@@ -10,44 +9,13 @@ import httpx
 import openai
 import pytest
 
-from flexjax.config import EngineConfig
-from flexjax.engine.engine import Engine
 from flexjax.request import SamplingParams
-from flexjax.server.config import ServerConfig
 from flexjax.server.store import SCHEMA, Store
-from tests.server.conftest import Running
-from tests.server.jobs import PINNED, ROWS, SHORT, create, ended, jsonl, upload
-from tests.tiny_model import ENGINE
+from tests.server.conftest import HEADERS
+from tests.server.jobs import ROWS, SHORT, create, ended, jsonl, upload
 
 PROMPT = "hello there"
 GREEDY = {"max_tokens": 12, "temperature": 0, "extra_body": {"ignore_eos": True}}
-HEADERS = {name: {"Authorization": f"Bearer sk-{name}"} for name in ("ann", "bob", "operator")}
-
-
-@pytest.fixture(scope="module")
-def owned(model, adapter_dir, tmp_path_factory, compilation_cache):
-    """A server whose owners are ann, bob and the operator; "house" is an adapter of its configuration."""
-    folder = tmp_path_factory.mktemp("owned")
-    (folder / "keys").write_text("ann sk-ann\nbob sk-bob\n")
-    settings = {**ENGINE, **PINNED, "model": model, "compilation_cache": compilation_cache}
-    config = ServerConfig(port=0, data_dir=str(folder), api_keys=("sk-operator",), api_keys_file=str(folder / "keys"))
-    with Engine.from_config(EngineConfig(**settings, checkpoint_dir=str(folder / "checkpoints"))) as engine:
-        engine.load_adapter("house", adapter_dir / "poet")
-        server = Running(engine, config)
-        for name in ("poet", "painter"):
-            shutil.copytree(adapter_dir / name, config.adapters / name)
-        server.start()
-        yield server
-        server.stop()
-
-
-@pytest.fixture(scope="module")
-def people(owned):
-    """Clients of ann, bob and the operator."""
-    made = {name: openai.OpenAI(base_url=f"{owned.url}/v1", api_key=f"sk-{name}", max_retries=0) for name in HEADERS}
-    yield made
-    for client in made.values():
-        client.close()
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +81,7 @@ def test_files_are_their_owners(people):
 
 def test_jobs_are_their_owners(people, job):
     ann, bob = people["ann"], people["bob"]
-    assert [each.id for each in ann.fine_tuning.jobs.list()] == [job.id]
+    assert job.id in [each.id for each in ann.fine_tuning.jobs.list()]
     assert list(bob.fine_tuning.jobs.list()) == [] and list(people["operator"].fine_tuning.jobs.list()) == []
     jobs = bob.fine_tuning.jobs
     for act in (jobs.retrieve, jobs.cancel, jobs.pause, jobs.resume, jobs.list_events, jobs.checkpoints.list):
