@@ -18,6 +18,7 @@ from flexjax.server import (
     health,
     models,
     monitoring,
+    openapi,
     tokenization,
 )
 from flexjax.server.config import ServerConfig
@@ -27,7 +28,7 @@ from flexjax.server.keys import read_keys
 from flexjax.server.request_log import RequestLog
 from flexjax.server.service import Service
 
-AREAS = (models, completions, chat, tokenization, adapters, files, fine_tuning, monitoring, health)
+AREAS = (models, completions, chat, tokenization, adapters, files, fine_tuning, monitoring, health, openapi)
 
 
 def create_app(engine: "flexjax.Engine", config: ServerConfig) -> Starlette:

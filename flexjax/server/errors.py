@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 
 from flexjax.engine.loop import EngineStopped
 from flexjax.server.prompts import BodyError
@@ -75,6 +76,16 @@ async def answer_error(_: Request, error: Exception) -> Response:
     return api_error_of(error).response()
 
 
+async def answer_wrong_method(request: Request, _: Exception) -> Response:
+    """With all that the path allows; a path may have several routes."""
+    allowed: set[str] = set()
+    for route in request.app.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            allowed |= route.methods
+    message = f"The method is {request.method}; {request.url.path} takes {', '.join(sorted(allowed))}."
+    return ApiError(405, message, headers={"Allow": ", ".join(sorted(allowed))}).response()
+
+
 async def answer_nobody(_: Request, __: Exception) -> Response:
     return Response(status_code=CLIENT_GONE)
 
@@ -82,6 +93,7 @@ async def answer_nobody(_: Request, __: Exception) -> Response:
 EXCEPTION_HANDLERS = {
     ClientDisconnect: answer_nobody,
     **dict.fromkeys((ApiError, BodyError, EngineStopped, HTTPException), answer_error),
+    405: answer_wrong_method,
 }
 """Where an exception that is none of these gets out of a route, that is our mistake: status 500. So a ValueError of the
 engine, which may be the client's, is translated beside the call."""

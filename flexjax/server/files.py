@@ -25,6 +25,7 @@ from flexjax.server.uploads import file_too_long, read_upload
 
 PURPOSE = "fine-tune"
 UPLOAD_FIELDS = ("file", "purpose")
+PAGE = ("after", "limit", "order", "purpose")
 LISTED = 10_000
 LONGEST_NAME = 255
 
@@ -106,7 +107,7 @@ async def upload_file(request: Request) -> Response:
 
 
 def list_files(request: Request) -> Response:
-    query = query_of(request, ("after", "limit", "order", "purpose"))
+    query = query_of(request, PAGE)
     where = {"owner": owner_of(request)} | ({"purpose": query["purpose"]} if "purpose" in query else {})
     return JSONResponse(page_of(service_of(request).store, "files", where, query, file_object, LISTED))
 

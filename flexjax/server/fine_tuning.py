@@ -22,6 +22,7 @@ PATH = "/v1/fine_tuning/jobs"
 LISTED = 20
 LISTED_CHECKPOINTS = 10
 PAGE = ("after", "limit")
+ACTIONS = ("cancel", "pause", "resume")
 
 
 def require_job(request: Request) -> dict[str, Any]:
@@ -93,6 +94,6 @@ ROUTES = (
     Route(f"{PATH}/{{id}}", retrieve_job),
     Route(f"{PATH}/{{id}}/events", list_events),
     Route(f"{PATH}/{{id}}/checkpoints", list_checkpoints),
-    *(Route(f"{PATH}/{{id}}/{action}", act_on_job, methods=["POST"]) for action in ("cancel", "pause", "resume")),
+    *(Route(f"{PATH}/{{id}}/{action}", act_on_job, methods=["POST"]) for action in ACTIONS),
 )
 """Where a route is no coroutine, Starlette runs it on a worker's thread: the database may wait for the disk."""

@@ -28,7 +28,7 @@ DETOKENIZE = {"model": str, "tokens": tuple[int, ...]}
 
 
 async def fields_of(request: Request, hints: dict[str, Any]) -> dict[str, Any]:
-    """Raises BodyError, ApiError."""
+    """Those that have a value. Raises BodyError, ApiError."""
     service = service_of(request)
     body = parse_body(await read_body(request, service.config.max_body_bytes))
     for name, value in body.items():
@@ -40,7 +40,7 @@ async def fields_of(request: Request, hints: dict[str, Any]) -> dict[str, Any]:
     if model is not None and model not in service.base_names:
         if model not in await run_in_threadpool(service.catalog.names, owner_of(request)):
             raise model_not_found(model)
-    return body
+    return {name: value for name, value in body.items() if value is not None}
 
 
 def tokenizer_of(service: Service) -> Tokenizer:

@@ -193,6 +193,7 @@ def test_unsupported_fields_are_refused_by_name(start, field, value):
         ({"messages": [*HELLO, {"content": "a"}]}, "message 1 has the role None"),
         ({"messages": [{"role": "tool", "content": "a"}]}, "has the role 'tool'; roles are system"),
         ({"messages": [{"role": "user"}]}, "message 0 has content None"),
+        ({"messages": [{"role": "user", "content": "a", "name": 3}]}, "message 0 has the name 3; it must be a text"),
         ({"messages": [{"role": "user", "content": "a", "tool_calls": [1]}]}, "message 0 has 'tool_calls'"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "a part of type 'image_url'"),
         ({"messages": [{"role": "user", "content": ["a"]}]}, "a part of type 'a text'"),
