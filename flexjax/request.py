@@ -145,6 +145,7 @@ class Request:
         adapter_version: unique number of the pinned adapter version, 0 for the base model; never reused.
         priority: smaller is served first (vLLM's meaning); ties go to the earlier arrival.
         arrival: seconds on the engine's clock.
+        cache_salt: requests reuse cached prefixes only of requests with the same one.
     """
 
     id: int
@@ -155,6 +156,7 @@ class Request:
     adapter_version: int = 0
     priority: int = 0
     arrival: float = 0.0
+    cache_salt: str = ""
 
 
 @dataclass
@@ -167,6 +169,8 @@ class RequestOutput:
         logprobs: one entry per generated token, each mapping token ids to log-probabilities and containing the
             token itself; None unless asked for.
         prompt_logprobs: the same per prompt token; the first entry is None.
+        cached_tokens: of the prompt, that were found in the cache when the request was seated first; None before. They
+            change nothing in what is generated.
     """
 
     index: int
@@ -177,3 +181,4 @@ class RequestOutput:
     logprobs: list[dict[int, float]] | None = None
     prompt_logprobs: list[dict[int, float] | None] | None = None
     error: str | None = None
+    cached_tokens: int | None = field(default=None, compare=False)

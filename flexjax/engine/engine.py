@@ -48,6 +48,7 @@ class Submission(NamedTuple):
     adapter: str | None
     listener: queue.SimpleQueue
     priority: int = 0
+    cache_salt: str = ""
 
 
 class Engine:
@@ -255,16 +256,16 @@ class Engine:
         """On the engine's thread: pin each adapter's newest version and queue the requests, or queue none."""
         versions = [self.adapters.find(each.adapter) for each in submissions]
         for submission, version, new in zip(submissions, versions, made, strict=True):
-            self._add_requests(new, version, submission.listener)
+            self._add_requests(new, version, submission)
         return [[request.id for request, _ in new] for new in made]
 
-    def _add_requests(self, new: list[tuple[Request, int]], version: AdapterVersion, listener) -> None:
+    def _add_requests(self, new: list[tuple[Request, int]], version: AdapterVersion, submission: Submission) -> None:
         for request, index in new:
-            request = replace(request, adapter_version=version.version)
+            request = replace(request, adapter_version=version.version, cache_salt=submission.cache_salt)
             seed = request.sampling.seed
             seed = self._random.getrandbits(32) if seed is None else (seed + index) & 0xFFFFFFFF
             serving = Serving(request, version, seed, list(request.prompt))
-            self.loop.add_request(serving, Collector(request, index, self.tokenizer, listener))
+            self.loop.add_request(serving, Collector(request, index, self.tokenizer, submission.listener))
 
     def _require_programs(self, sampling: SamplingParams) -> None:
         """Compile, on the caller's thread, what a request needs that is not there yet."""

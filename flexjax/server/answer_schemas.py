@@ -17,7 +17,9 @@ def page_of(item: Schema) -> Schema:
 def generated(kind: str, **choice: Schema) -> Schema:
     reason = nullable({"enum": ["stop", "length"]})
     item = answer(None, index=COUNT, finish_reason=reason, logprobs=ANY, **choice)
-    usage = answer(None, prompt_tokens=COUNT, completion_tokens=COUNT, total_tokens=COUNT)
+    cached = answer(None, cached_tokens=COUNT)
+    counts = dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), COUNT)
+    usage = answer(None, **counts, prompt_tokens_details=cached)
     choices = {"type": "array", "items": item, "minItems": 1}
     return answer(kind, id=TEXT, created=COUNT, model=TEXT, choices=choices, usage=usage)
 

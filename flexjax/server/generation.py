@@ -98,7 +98,8 @@ class Generation:
             PromptListener(self._service.bridge, self.outputs, position * n) for position in range(len(self.prompts))
         ]
         pairs = zip(self.prompts, listeners, strict=True)
-        return [Submission(ids, request.sampling, self._adapter, each, request.priority) for ids, each in pairs]
+        settings = request.sampling, self._adapter
+        return [Submission(ids, *settings, each, request.priority, self._owner) for ids, each in pairs]
 
     def __enter__(self) -> "Generation":
         return self
