@@ -139,4 +139,5 @@ def show_service(engine: "flexjax.Engine", config: ServerConfig, address: str) -
         f"{settings.served_model_name} ({settings.model}, {settings.dtype}): {settings.max_rows} rows of at most "
         f"{settings.max_model_len} tokens, {config.max_queue} more may wait"
     )
+    show(read_keys(config).summary)
     show(f"ready: {address}/v1")

@@ -40,4 +40,5 @@ class Guard:
 
 
 def unauthorized(message: str, code: str | None) -> ApiError:
-    return ApiError(401, message, code=code, headers={"WWW-Authenticate": "Bearer"})
+    """What else a stranger has to say is not read."""
+    return ApiError(401, message, code=code, headers={"WWW-Authenticate": "Bearer", "Connection": "close"})

@@ -29,6 +29,13 @@ class ApiKeys:
     def __bool__(self) -> bool:
         return bool(self._owners)
 
+    @property
+    def summary(self) -> str:
+        """For whoever starts the server."""
+        if not self:
+            return "no key is asked for: whoever reaches the address may use it"
+        return f"a key is asked for; there are {len(self._owners)}, of {len({name for _, name in self._owners})} owners"
+
     def owner(self, key: str) -> str | None:
         """Whose key it is; None if it is nobody's. Takes as long whichever key is sent, right or wrong."""
         sent, found = digest(key), None

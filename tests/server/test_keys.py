@@ -14,13 +14,14 @@ def keys_of(tmp_path, text: str, *operators: str) -> ApiKeys:
 
 def test_without_keys_nobody_is_asked():
     keys = read_keys(ServerConfig())
-    assert not keys and keys.owner("anything") is None
+    assert not keys and keys.owner("anything") is None and keys.summary.startswith("no key is asked for")
 
 
 def test_a_key_stands_for_its_owner(tmp_path):
     keys = keys_of(tmp_path, "# people\n\nann  sk-1\nbob sk-2\nann sk-3\n", "sk-op")
     found = [keys.owner(key) for key in ("sk-1", "sk-2", "sk-3", "sk-op", "sk-", "SK-1", "", "é")]
     assert found == ["ann", "bob", "ann", OPERATOR, None, None, None, None] and keys
+    assert keys.summary == "a key is asked for; there are 4, of 3 owners"
 
 
 @pytest.mark.parametrize(
