@@ -20,7 +20,7 @@ from flexjax.server.protocol import (
 from flexjax.server.schemas import Schema, any_of, nullable, object_of, schema_of
 
 TEXT, BOOLEAN, IDS = {"type": "string"}, {"type": "boolean"}, {"type": "array", "items": {"type": "integer"}}
-SOME = {"minItems": 1}
+STOP, SOME = TEXT | {"minLength": 1}, {"minItems": 1}
 PROMPT = any_of(
     TEXT,
     {"type": "array", "items": TEXT, **SOME},
@@ -52,6 +52,7 @@ def generation_body(own: Mapping[str, Any], special: Mapping[str, Schema], requi
     fields = {name: {"enum": list(neutral)} for name, neutral in UNSUPPORTED.items() if neutral}
     fields |= {name: {"type": "null"} for name, neutral in UNSUPPORTED.items() if not neutral}
     fields |= {name: sampling_schema(name, hint) for name, hint in hints.items() if name not in special}
+    fields["stop"] = any_of(STOP, {"type": "array", "items": STOP})
     fields["stop_token_ids"]["items"] |= {"minimum": 0, "maximum": LARGEST}
     options = object_of({name: BOOLEAN for name in STREAM_OPTIONS})
     del fields["prompt_logprobs"]  # which is refused over HTTP

@@ -9,6 +9,7 @@ import pytest
 from flexjax.config import EngineConfig
 from flexjax.engine.engine import Engine
 from flexjax.server.config import ServerConfig
+from flexjax.server.fine_tuning import ACTIONS
 from tests.server.conftest import Running
 from tests.server.jobs import PINNED, ROWS, SHORT, create, ended, jsonl, upload
 from tests.tiny_model import ENGINE, write_tiny_model
@@ -50,12 +51,18 @@ def settings(server) -> str:
         file = upload(client, jsonl(ROWS)).id
         job = ended(client, create(client, file, SHORT, seed=1).id)
     assert job.status == "succeeded", job.error
-    known = {"/v1/files": file, "/v1/fine_tuning/jobs": job.id, "/v1/models": job.fine_tuned_model}
-    tables = [
-        f'[[operations]]\ninclude-path-regex = "^{path}/"\ninclude-method = ["GET", "POST"]\n'
-        f'parameters = {{ "path.{"name" if path == "/v1/models" else "id"}" = "{value}" }}\n'
-        for path, value in known.items()
-    ]
+    jobs = "/v1/fine_tuning/jobs/{id}"
+    known = {
+        "GET /v1/files/{id}": file,
+        "GET /v1/files/{id}/content": file,
+        "GET /v1/models/{name}": job.fine_tuned_model,
+    }
+    known |= {f"GET {jobs}{rest}": job.id for rest in ("", "/events", "/checkpoints")}
+    known |= {f"POST {jobs}/{action}": job.id for action in ACTIONS}
+    tables = []
+    for operation, value in known.items():
+        parameter = "path.name" if "{name}" in operation else "path.id"
+        tables += ["[[operations]]", f'include-name = "{operation}"', f'parameters = {{ "{parameter}" = "{value}" }}']
     return "\n".join(tables)
 
 
