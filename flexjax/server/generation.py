@@ -4,6 +4,7 @@ import asyncio
 import queue
 import time
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from starlette.concurrency import run_in_threadpool
@@ -70,17 +71,13 @@ class Generation:
         self.count = len(self.prompts) * request.sampling.n
         self.outputs = Outputs(self.count, Timeline(service.totals, arrival, self.count))
         self._allowed = self._allowed_tokens()
-        service.rates.take_tokens(owner, self._allowed)
-        try:
+        with ExitStack() as undo:
+            service.rates.take_tokens(owner, self._allowed)
+            undo.callback(service.rates.give_back, owner, self._allowed)
             service.admission.widen(self.count)
-            try:
-                self._submitted: Future[list[list[int]]] = engine.submit_soon(self._submissions())
-            except BaseException:
-                service.admission.leave(self.count - 1)
-                raise
-        except BaseException:
-            service.rates.give_back(owner, self._allowed)
-            raise
+            undo.callback(service.admission.leave, self.count - 1)
+            self._submitted: Future[list[list[int]]] = engine.submit_soon(self._submissions())
+            undo.pop_all()
 
     def _allowed_tokens(self) -> int:
         """Of the prompts, and as many more as the body names."""
