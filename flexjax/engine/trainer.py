@@ -1,8 +1,8 @@
 """Trainer: finetuning jobs between their data, the scheduler and the device. Runs on the engine's thread.
 
-A job's life here: prepared (data read) → admitted (master and gradients on the device, a private adapter version) →
-its microbatches offered to the scheduler one after another → results recorded → finished (the version is announced
-under the job's name, or given up).
+A job's life here: prepared (data read) → admitted (its master on the device) → begun, once its private adapter version
+has a place → its microbatches offered to the scheduler one after another → results recorded → finished (the version is
+announced under the job's name, or given up).
 """
 
 from collections import deque
@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from flexjax.engine.adapters import AdapterTable, AdapterVersion, NoRoomForAdapter
+from flexjax.engine.adapter_tier import AdapterTier, User
+from flexjax.engine.adapters import AdapterVersion, NoRoomForAdapter
 from flexjax.engine.batch import Training
 from flexjax.engine.calibration import calibrate_job
 from flexjax.engine.checkpoints import Checkpoints
@@ -25,7 +26,7 @@ from flexjax.finetuning.packing import PackedMicrobatch
 from flexjax.scheduler.cursor import Microbatch
 from flexjax.scheduler.output import Iteration, UnitKind
 from flexjax.scheduler.scheduler import Scheduler
-from flexjax.state import UNTAPED_COLUMNS, padded_rank
+from flexjax.state import UNTAPED_COLUMNS, Master, padded_rank
 from flexjax.steps.update import OptimizerSpec, new_master
 from flexjax.weights.adapter import LoraAdapter
 from flexjax.weights.checkpoint import CheckpointError, CheckpointInfo
@@ -44,6 +45,7 @@ class Job:
         show_checkpoint: see `Engine.finetune`.
         adapter: where it starts from; checkpoint: where it goes on from, None at the beginning.
         losses: of the group being read, by (microbatch, window); norm: of its update, once read.
+        version: where its adapter lies on the device, or waits for a place; None before the job is admitted.
         packed: microbatches whose results are still to be read, by id.
         current: those that still have units to dispatch, the oldest first.
         steps: optimizer steps dispatched; saved: those in the newest checkpoint.
@@ -53,6 +55,7 @@ class Job:
     adapter: LoraAdapter
     checkpoint: CheckpointInfo | None = None
     show_checkpoint: ShowCheckpoint | None = None
+    version: AdapterVersion | None = None
     losses: dict[tuple[int, int], float] = field(default_factory=dict)
     norm: float | None = None
     packed: dict[int, PackedMicrobatch] = field(default_factory=dict)
@@ -97,12 +100,12 @@ class Trainer:
         self,
         runner: Runner,
         scheduler: Scheduler,
-        adapters: AdapterTable,
+        tier: AdapterTier,
         max_running: int,
         checkpoints: Checkpoints,
         announce: Callable[[AdapterVersion, LoraAdapter], None],
     ):
-        self.runner, self.scheduler, self.adapters, self.announce = runner, scheduler, adapters, announce
+        self.runner, self.scheduler, self.tier, self.announce = runner, scheduler, tier, announce
         self.queue, self.checkpoints = JobQueue(max_running), checkpoints
         self.jobs: dict[str, Job] = {}
         self.training: dict[int, Training] = {}
@@ -126,7 +129,8 @@ class Trainer:
 
     def _wanting(self) -> list[Job]:
         """Running jobs with data left that could have another microbatch on its way."""
-        running = [self.jobs[run.job.name] for run in self.queue.running() if not run.exhausted]
+        begun = [run for run in self.queue.running() if run.job.name in self.runner.jobs]
+        running = [self.jobs[run.job.name] for run in begun if not run.exhausted]
         return [job for job in running if self.scheduler.wants_microbatch(job.name)]
 
     def _ready(self, job: Job, packed: PackedMicrobatch) -> bool:
@@ -140,12 +144,18 @@ class Trainer:
         try:
             if job.checkpoint is not None:
                 master = self.checkpoints.restore(job.checkpoint, master)
-            version = self.adapters.place(job.name, shape.rank, job.adapter.scale)
+            job.version = self.tier.table.new(job.name, shape.rank, job.adapter.scale)
         except (NoRoomForAdapter, CheckpointError) as error:
             job.run.fail(str(error))
             return
-        self.runner.add_job(job.name, shape, spec, version, master, job.adapter.ratios)
-        self.scheduler.set_job(job.name, job.run.job.weight)
+        begin = lambda: self._begin(job, shape, spec, master)
+        user = User((0, self.runner.clock(), 0), begin, lambda error: job.run.fail(str(error)))
+        self.tier.want(job.version, job.name, user)
+
+    def _begin(self, job: Job, shape: JobShape, spec: OptimizerSpec, master: Master) -> None:
+        """Its version has a place, which it keeps until the job ends."""
+        self.runner.add_job(job.name, shape, spec, job.version, master, job.adapter.ratios)
+        self.scheduler.set_job(job.name, job.run.job.weight, paused=job.run.status is JobStatus.PAUSED)
         calibrate_job(self.runner, self.scheduler.latency, job.name)
 
     def _offer_microbatch(self, job: Job, packed: PackedMicrobatch) -> None:
@@ -176,7 +186,7 @@ class Trainer:
         self.training[microbatch.id] = Training(
             packed,
             self.scheduler.microbatch_pages(microbatch.id),
-            self.adapters.pin(device_job.version),
+            self.tier.table.pin(device_job.version),
             dropout=0.0 if packed.evaluation else job.run.job.dropout,
             seed=hash((job.run.job.seed, packed.step, packed.index)) & 0xFFFFFFFF,
         )
@@ -226,7 +236,7 @@ class Trainer:
         training = self.training.pop(identifier, None)
         if training is None:
             return  # its job was cancelled after the scheduler reported it
-        self.adapters.unpin(training.adapter)
+        self.tier.table.unpin(training.adapter)
         job = next(job for job in self.jobs.values() if identifier in job.packed)
         packed = job.packed.pop(identifier)
         if not packed.evaluation:
@@ -243,19 +253,22 @@ class Trainer:
 
     def _finish_if_done(self, job: Job) -> None:
         run = job.run
+        if run.status.final and job.version is not None and self.tier.give_up(job.version, job.name):
+            self.tier.table.discard(job.version)  # it ended before it had a place
         if job.name not in self.runner.jobs:
             return
         if run.status.final:
             self._stop(job)
-            self.adapters.discard(self.runner.jobs[job.name].version)
+            self.tier.table.discard(job.version)
             self.runner.drop_job(job.name)
+            self.tier.release(job.version)
         elif run.status is JobStatus.RUNNING and run.exhausted and run.settled and not job.packed:
             if job.saved != job.steps:
                 self.save(job)
             trained = self.trained_adapter(job)
-            version = self.runner.jobs[job.name].version
             self.runner.drop_job(job.name)
-            self.announce(version, trained)
+            self.announce(job.version, trained)
+            self.tier.release(job.version)
             run.succeed()
 
     def trained_adapter(self, job: Job) -> LoraAdapter:
@@ -293,7 +306,7 @@ class Trainer:
         """Give up what a job has on its way."""
         self.scheduler.cancel_job(job.name)
         for identifier in job.packed:
-            self.adapters.unpin(self.training.pop(identifier).adapter)
+            self.tier.table.unpin(self.training.pop(identifier).adapter)
         job.packed.clear()
         job.current.clear()
 
