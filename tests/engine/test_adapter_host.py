@@ -50,7 +50,7 @@ def assert_is(found: LoraAdapter, number: int) -> None:
 
 
 def test_those_used_longest_ago_are_read_again(host, reads, folders):
-    assert BYTES == CONFIG.num_layers * 4 * 4 * (CONFIG.hidden_size + CONFIG.num_heads * CONFIG.head_dim)
+    assert CONFIG.num_layers * 4 * 4 * (CONFIG.hidden_size + CONFIG.num_heads * CONFIG.head_dim) == BYTES
     for number in (0, 1):
         host.keep(number, adapter(number), folders[number])
     host.fetch(0)
