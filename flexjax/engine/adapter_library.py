@@ -14,6 +14,7 @@ import jax
 from flexjax.engine.adapter_host import HostAdapters
 from flexjax.engine.adapter_tier import AdapterTier
 from flexjax.engine.adapters import AdapterTable, AdapterVersion, UnknownAdapter
+from flexjax.engine.loop import Loop
 from flexjax.engine.programs import JobShape
 from flexjax.engine.runner import Runner
 from flexjax.engine.trainer import padded_factors
@@ -51,27 +52,28 @@ class AdapterLibrary:
         self.table = AdapterTable(places, rank_capacity, on_drop=lambda version: self.host.forget(version.version))
         self.tier = AdapterTier(self.table, ThreadPoolExecutor(1, thread_name_prefix="flexjax-adapters"))
 
-    def open(self, post: Callable) -> None:
-        """``post`` has a function called on the engine's thread."""
-        self._post = post
-        self.tier.open(post, self.stage, self.publish)
+    def open(self, loop: Loop) -> None:
+        """Before anything else."""
+        self._loop = loop
+        self.tier.open(loop.post, self.stage, self.publish)
 
     def load(self, name: str, directory: str | os.PathLike) -> None:
         """A new version of a name, read now. It gets a place at once if one is free, else when it is asked for."""
         adapter, folder = read_adapter(directory, self._model), Path(directory).resolve()
-        staged = self._staged(adapter) if self._call(self.table.has_room, adapter.rank) else None
-        self._call(self._add, name, adapter, lambda number: self.host.keep(number, adapter, folder), staged)
+        free = len(self.table.resident) < self.table.adapters - 1  # a guess from another thread: nothing depends on it
+        staged = self._staged(adapter) if free else None
+        self._loop.call(self._add, name, adapter, lambda number: self.host.keep(number, adapter, folder), staged)
 
     def register(self, name: str, directory: str | os.PathLike) -> None:
         """As `load`, but the weights are read when they are needed first. The folder must not change any more."""
         outline, folder = read_outline(directory, self._model), Path(directory).resolve()
-        self._call(self._add, name, outline, lambda number: self.host.know(number, outline, folder), None)
+        self._loop.call(self._add, name, outline, lambda number: self.host.know(number, outline, folder), None)
 
     def unload(self, name: str) -> None:
         def unload() -> None:
             self._forget_pages(self.table.remove(name).version)
 
-        self._call(unload)
+        self._loop.call(unload)
 
     def export(self, name: str, directory: str | os.PathLike) -> None:
         write_adapter(directory, self.get(name))
@@ -129,6 +131,3 @@ class AdapterLibrary:
             loaded = sorted(self.table.named.copy()) or "none"
             raise UnknownAdapter(f"adapter {name!r} is not loaded; loaded adapters: {loaded}")
         return found
-
-    def _call(self, command: Callable, *arguments):
-        return self._post(command, *arguments).result()

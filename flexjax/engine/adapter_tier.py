@@ -101,6 +101,11 @@ class AdapterTier:
         """Users who wait for an adapter that serves; jobs are not counted."""
         return sum(len(line.users) for version, line in self.lines.items() if version.announced)
 
+    @property
+    def wants_turn(self) -> bool:
+        """`advance` may find something to do."""
+        return self._changed and bool(self.lines)
+
     def require_possible(self, version: AdapterVersion) -> None:
         """Raises NoRoomForAdapter if only the end of a job could make room for it."""
         if version.index == NOWHERE and self.table.leavers(version) is None:
@@ -142,7 +147,7 @@ class AdapterTier:
 
     def advance(self) -> None:
         """Give places to those who wait, as far as there are any. Cheap if nothing has changed."""
-        while self._changed and self.lines:
+        while self.wants_turn:
             self._changed = False
             self._settle()
 

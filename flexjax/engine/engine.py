@@ -91,7 +91,7 @@ class Engine:
         jobs, announce = self.config.max_running_jobs, self.library.announce
         self.trainer = Trainer(self._runner, self.scheduler, tier, jobs, self.checkpoints, announce)
         self.loop = Loop(self.scheduler, self._runner, self.trainer, tier)
-        self.library.open(self.loop.post)
+        self.library.open(self.loop)
         self.loop.start()
 
     @classmethod

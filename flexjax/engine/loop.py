@@ -240,7 +240,7 @@ class Loop:
         return min(max(left, 0.0), LOOK_SECONDS)
 
     def _has_work(self) -> bool:
-        return not self.scheduler.idle or self.trainer.wants_turn
+        return not self.scheduler.idle or self.trainer.wants_turn or self.tier.wants_turn
 
     def _abandon_requests(self) -> None:
         reason = FinishReason.ABORT if self._failure is None else FinishReason.ERROR

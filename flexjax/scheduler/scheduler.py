@@ -116,6 +116,11 @@ class Scheduler:
             preemptions=serving.preemptions,
         )
 
+    @property
+    def running(self) -> list[int]:
+        """Requests that have a row, the most senior first."""
+        return [sequence.request.id for sequence in self._serving.seats.running]
+
     def add_request(self, request: Request) -> None:
         """Queues a request. Raises ValueError as `require_possible` does."""
         self.require_possible(request)

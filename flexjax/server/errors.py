@@ -6,11 +6,15 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
+from flexjax.engine.adapters import NoRoomForAdapter
 from flexjax.engine.loop import EngineStopped
 from flexjax.server.prompts import BodyError
 
 CLIENT_GONE = 499
 """Status in the log of a request whose client did not wait for the answer (nginx's number for it)."""
+
+NO_ROOM_SECONDS = 60
+"""After which a client may ask again for a model that jobs leave no room for."""
 
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
@@ -49,6 +53,11 @@ def model_not_found(name: str) -> ApiError:
 
 def stopping() -> ApiError:
     return ApiError(503, "The server is stopping and takes no new work.", code="stopping")
+
+
+def no_room(error: NoRoomForAdapter) -> ApiError:
+    """Jobs hold the places that a model needs, to their end."""
+    return ApiError(503, str(error), "model", "no_room", headers={"Retry-After": str(NO_ROOM_SECONDS)})
 
 
 def internal_error() -> ApiError:

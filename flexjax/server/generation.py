@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 
-from flexjax.engine.adapters import UnknownAdapter
+from flexjax.engine.adapters import NoRoomForAdapter, UnknownAdapter
 from flexjax.engine.engine import Submission
 from flexjax.request import RequestOutput
 from flexjax.server.bodies import parse_body, read_body
 from flexjax.server.bridge import Bridge
 from flexjax.server.delivery import Delivery, split_delivery
 from flexjax.server.disconnect import until_gone
-from flexjax.server.errors import ApiError, api_error_of, internal_error, model_not_found, stopping
+from flexjax.server.errors import ApiError, api_error_of, internal_error, model_not_found, no_room, stopping
 from flexjax.server.outputs import Outputs
 from flexjax.server.prompts import chat_encoder
 from flexjax.server.protocol import GenerationRequest, translate
@@ -93,6 +93,8 @@ class Generation:
             await asyncio.shield(asyncio.wrap_future(self._submitted))
         except UnknownAdapter as error:
             raise model_not_found(self.request.adapter) from error
+        except NoRoomForAdapter as error:
+            raise no_room(error) from error
         except ValueError as error:
             raise api_error_of(error) from error
 
@@ -159,7 +161,7 @@ def submit(service: Service, raw: bytes, chat: bool, arrival: float) -> Generati
         delivery, body = split_delivery(parse_body(raw), chat)
         defaults = service.engine.defaults.sampling
         request = translate(body, chat=chat, base_names=service.base_names, defaults=defaults)
-        if request.adapter is not None and not service.trained.load(request.adapter):
+        if request.adapter is not None and not service.trained.find(request.adapter):
             raise model_not_found(request.adapter)  # the engine would say so too, after much work
         return Generation(service, request, delivery, arrival)
     except (ValueError, ApiError) as error:

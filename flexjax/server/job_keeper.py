@@ -68,7 +68,6 @@ class JobKeeper:
         directory = self._engine.config.checkpoint_dir
         checkpoints = [] if directory is None else [Path(directory) / name for name in ended]
         self._book.folder.sweep({row["id"] for row in store.rows("files", {})}, checkpoints)
-        self._starter.submit(self._models.load_newest)
         for row in unfinished:
             self._starting[row["id"]] = self._starter.submit(self._start, row)
         self._follower.start()
@@ -212,6 +211,7 @@ class JobKeeper:
     def _end(self, live: Live, status: str) -> None:
         if status == "succeeded":
             self._book.succeed(live.id, self._engine.adapter(live.handle.name))
+            self._models.written(live.handle.name)
         elif status == "failed":
             self._book.fail(live.id, live.handle.error.replace(f"{self._book.folder.root}/", ""))
         else:

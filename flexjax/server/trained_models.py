@@ -1,16 +1,14 @@
-"""TrainedModels: adapters that jobs of this service made, and how they come onto the device when they are asked for."""
+"""TrainedModels: adapters that jobs of this service made. The engine hears of one when it is asked for."""
 
-import logging
+import contextlib
 import threading
 from pathlib import Path
 
 import flexjax
-from flexjax.engine.adapters import NoRoomForAdapter
+from flexjax.engine.adapters import UnknownAdapter
 from flexjax.server.data_folder import DataFolder
 from flexjax.server.errors import ApiError
 from flexjax.server.store import Store
-
-logger = logging.getLogger(__name__)
 
 
 class TrainedModels:
@@ -18,10 +16,10 @@ class TrainedModels:
 
     def __init__(self, engine: "flexjax.Engine", store: Store, folder: DataFolder):
         self._engine, self._store, self._folder = engine, store, folder
-        self._loading = threading.Lock()
+        self._registering = threading.Lock()
 
     def names(self) -> list[str]:
-        """Models of jobs that succeeded, and checkpoints of all jobs, on the device or not."""
+        """Models of jobs that succeeded, and checkpoints of all jobs, whether or not they were ever asked for."""
         models = [row["name"] for row in self._store.rows("jobs", {"status": "succeeded"})]
         return [*models, *(row["name"] for row in self._store.rows("checkpoints", {}))]
 
@@ -32,36 +30,28 @@ class TrainedModels:
         checkpoint = self._store.find("checkpoints", name=name)
         return None if checkpoint is None else self._folder.checkpoint(checkpoint["job"], checkpoint["step"])
 
-    def load(self, name: str) -> bool:
-        """Bring it onto the device unless it is there; whether there is such a model.
+    def find(self, name: str) -> bool:
+        """Whether the engine can be asked for it, by this service or by anybody.
 
         Raises:
-            ApiError: there is no room, or its files cannot be read.
+            ApiError: its files cannot be read.
         """
         if name in self._engine.adapters.named:
             return True
-        with self._loading:
+        with self._registering:
             if name in self._engine.adapters.named:
-                return True  # another request has brought it
+                return True  # another request was first
             folder = self.folder_of(name)
             if folder is None:
                 return False
             try:
-                self._engine.load_adapter(name, folder)
+                self._engine.register_adapter(name, folder)
             except (ValueError, OSError) as error:
                 hidden = str(error).replace(f"{self._folder.root}/", "")
-                raise ApiError(400, f"The model {name!r} cannot be loaded: {hidden}", "model", "no_room") from error
+                raise ApiError(400, f"The model {name!r} cannot be loaded: {hidden}", "model") from error
             return True
 
-    def load_newest(self) -> None:
-        """The newest models, as many as leave room for the jobs that may run; others come when they are asked for."""
-        config = self._engine.config
-        models = self._store.rows("jobs", {"status": "succeeded"}, newest_first=True)
-        for row in models[: max(0, config.max_adapters - config.max_running_jobs)]:
-            try:
-                if not self.load(row["name"]):
-                    logger.warning("the model %s is not there any more", row["name"])
-            except ApiError as error:
-                logger.warning("%s", error)
-                if isinstance(error.__cause__, NoRoomForAdapter):
-                    return
+    def written(self, name: str) -> None:
+        """A new model's files are there: it need not stay in the host's memory."""
+        with contextlib.suppress(UnknownAdapter):  # a client has unloaded it already
+            self._engine.library.saved(name, self._folder.adapter(name))

@@ -139,3 +139,15 @@ def test_a_trained_adapter_leaves_and_comes_back_as_it_was(new_engine, voices):
             assert engine.generate([PROMPT], GREEDY, name)[0].token_ids == voices[folder]
         assert "trained" not in [version.name for version in engine.adapters.resident.values()]
         assert engine.generate([PROMPT], GREEDY, "trained")[0].token_ids == before
+
+
+def test_one_place_serves_one_after_another(new_engine, voices):
+    """Each waits until the one before has ended, and nothing else happens then."""
+    with new_engine(max_adapters=1, adapter_rank_capacity=8) as engine:
+        listeners = []
+        for number, folder in enumerate(list(voices)[:3]):
+            engine.register_adapter(str(number), folder)
+            listeners.append(queue.SimpleQueue())
+            engine.submit(PROMPT, GREEDY, str(number), listeners[-1])
+        for folder, listener in zip(voices, listeners, strict=False):
+            assert answer(listener) == voices[folder]
