@@ -1,5 +1,7 @@
 """ApiError: a refusal as OpenAI's API words it, and which of our exceptions becomes which."""
 
+import errno
+import sqlite3
 from collections.abc import Mapping
 
 from starlette.exceptions import HTTPException
@@ -60,6 +62,17 @@ def no_room(error: NoRoomForAdapter) -> ApiError:
     return ApiError(503, str(error), "model", "no_room", headers={"Retry-After": str(NO_ROOM_SECONDS)})
 
 
+def is_full(error: Exception) -> bool:
+    """Whether the disk, or what of it the server may have, is full."""
+    if isinstance(error, sqlite3.Error):
+        return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def storage_full() -> ApiError:
+    return ApiError(507, "The server's disk is full; nothing of this was kept.", code="storage_full")
+
+
 def internal_error() -> ApiError:
     return ApiError(500, "The server made a mistake; its log says more under this request's id.", code="internal_error")
 
@@ -75,6 +88,8 @@ def api_error_of(error: Exception) -> ApiError:
             return ApiError(400, str(error))
         case EngineStopped():
             return ApiError(503, "The engine has stopped.", code="engine_stopped")
+        case OSError() | sqlite3.Error() if is_full(error):
+            return storage_full()
         case HTTPException():
             return ApiError(error.status_code, str(error.detail), headers=error.headers)
     raise error
@@ -90,7 +105,7 @@ async def answer_nobody(_: Request, __: Exception) -> Response:
 
 EXCEPTION_HANDLERS = {
     ClientDisconnect: answer_nobody,
-    **dict.fromkeys((ApiError, BodyError, EngineStopped, HTTPException), answer_error),
+    **dict.fromkeys((ApiError, BodyError, EngineStopped, HTTPException, OSError, sqlite3.Error), answer_error),
 }
 """Where an exception that is none of these gets out of a route, that is our mistake: status 500. So a ValueError of the
 engine, which may be the client's, is translated beside the call."""

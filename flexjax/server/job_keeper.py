@@ -5,7 +5,9 @@ compiling take time); another writes down what the engine tells of them.
 """
 
 import logging
+import sqlite3
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +18,7 @@ import flexjax
 from flexjax.engine.handles import FinetuneHandle
 from flexjax.engine.loop import EngineStopped
 from flexjax.finetuning.job import FinetuneJob
-from flexjax.server.errors import ApiError, stopping
+from flexjax.server.errors import ApiError, is_full, stopping
 from flexjax.server.job_book import JobBook
 from flexjax.server.job_events import FINAL
 from flexjax.server.job_request import JobRequest
@@ -143,10 +145,22 @@ class JobKeeper:
             return  # the next process goes on
         except (ValueError, OSError) as error:
             message = str(error).replace(f"{self._book.folder.root}/", "")  # where the server keeps things is its own
-            self._book.fail(identifier, message)
+            self._insist(self._book.fail, identifier, message)
         except Exception:
             logger.exception("the job %s cannot be started", identifier)
-            self._book.fail(identifier, "the server made a mistake; its log says more")
+            self._insist(self._book.fail, identifier, "the server made a mistake; its log says more")
+
+    def _insist(self, write: Callable, *arguments) -> None:
+        """Write down what must not be lost, once there is room on the disk."""
+        while True:
+            try:
+                return write(*arguments)
+            except (OSError, sqlite3.Error) as error:
+                if not is_full(error):
+                    raise
+                logger.error("the disk is full; trying again")
+                if self._closing.wait(FAULT_SECONDS):
+                    raise EngineStopped("the service stopped before the disk had room") from error
 
     def _require(self, file: str) -> None:
         if self._book.store.find("files", id=file) is None or not self._book.folder.file(file).exists():
@@ -158,10 +172,9 @@ class JobKeeper:
         resume = self._engine.config.checkpoint_dir is not None
         handle = self._engine.finetune(job, resume=resume, paused=paused, show_checkpoint=show)
         totals.append(handle.total_steps)
-        self._book.accepted(identifier, handle.resumed_step)
+        self._insist(self._book.accepted, identifier, handle.resumed_step)
         with self._lock:
-            live = self._live[identifier] = Live(identifier, handle)
-            self._look(live)
+            self._live[identifier] = Live(identifier, handle)  # the follower writes down what comes of it
 
     def _show_checkpoint(self, identifier: str, totals: list[int], step: int, adapter, events: list[dict]) -> None:
         """On the engine's checkpoint thread. Raises OSError."""
