@@ -5,8 +5,10 @@ has a place → its microbatches offered to the scheduler one after another → 
 announced under the job's name, or given up).
 """
 
+import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -30,6 +32,8 @@ from flexjax.state import UNTAPED_COLUMNS, Master, padded_rank
 from flexjax.steps.update import OptimizerSpec, new_master
 from flexjax.weights.adapter import LoraAdapter
 from flexjax.weights.checkpoint import CheckpointError, CheckpointInfo
+
+logger = logging.getLogger(__name__)
 
 KEPT_MICROBATCHES = 100_000
 
@@ -120,12 +124,26 @@ class Trainer:
     def offer(self) -> None:
         """Start queued jobs, and hand the scheduler the next microbatch of every job that wants one."""
         for run in self.queue.admit():
-            self._start(self.jobs[run.job.name])
-            self._finish_if_done(self.jobs[run.job.name])
+            job = self.jobs[run.job.name]
+            with self._faults_of(job):
+                self._start(job)
+                self._finish_if_done(job)
         for job in self._wanting():
-            packed = job.run.peek(len(job.current))
-            if self._ready(job, packed):
-                self._offer_microbatch(job, packed)
+            with self._faults_of(job):
+                packed = job.run.peek(len(job.current))
+                if self._ready(job, packed):
+                    self._offer_microbatch(job, packed)
+
+    @contextmanager
+    def _faults_of(self, job: Job) -> Iterator[None]:
+        """Whatever goes wrong inside ends this job, and no other and no request."""
+        try:
+            yield
+        except Exception as error:
+            logger.exception("a fault ends the job %s", job.name)
+            if not job.run.status.final:
+                job.run.fail(f"{type(error).__name__}: {error}")
+            self._finish_if_done(job)
 
     def _wanting(self) -> list[Job]:
         """Running jobs with data left that could have another microbatch on its way."""
@@ -154,9 +172,15 @@ class Trainer:
 
     def _begin(self, job: Job, shape: JobShape, spec: OptimizerSpec, master: Master) -> None:
         """Its version has a place, which it keeps until the job ends."""
-        self.runner.add_job(job.name, shape, spec, job.version, master, job.adapter.ratios)
-        self.scheduler.set_job(job.name, job.run.job.weight, paused=job.run.status is JobStatus.PAUSED)
-        calibrate_job(self.runner, self.scheduler.latency, job.name)
+        with self._faults_of(job):
+            try:
+                self.runner.add_job(job.name, shape, spec, job.version, master, job.adapter.ratios)
+            except BaseException:
+                self.tier.table.discard(job.version)
+                self.tier.release(job.version)
+                raise
+            self.scheduler.set_job(job.name, job.run.job.weight, paused=job.run.status is JobStatus.PAUSED)
+            calibrate_job(self.runner, self.scheduler.latency, job.name)
 
     def _offer_microbatch(self, job: Job, packed: PackedMicrobatch) -> None:
         dims, device_job = self.runner.programs.dims, self.runner.jobs[job.name]
@@ -221,9 +245,10 @@ class Trainer:
         for identifier in flight.completion.microbatches:
             self._settle(identifier, flight.iteration.index)
         for job in list(self.jobs.values()):
-            if job.due and job.run.settled:
-                self.save(job)
-            self._finish_if_done(job)
+            with self._faults_of(job):
+                if job.due and job.run.settled:
+                    self.save(job)
+                self._finish_if_done(job)
 
     def save(self, job: Job) -> None:
         """Checkpoint a job whose results are all recorded."""
