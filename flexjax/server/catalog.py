@@ -49,7 +49,7 @@ class Catalog:
         if found is None:
             return None
         try:
-            return found if self._trained.load(found) else None
+            return found if self._trained.find(found) else None
         except ApiError as error:
             raise ApiError(error.status, self.readable(owner, str(error)), error.param, error.code) from error
 

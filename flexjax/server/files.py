@@ -83,8 +83,12 @@ def keep_upload(service: Service, owner: str, upload: UploadFile, fields: dict[s
     service.folder.write_file(identifier, write)
     row = {"id": identifier, "created": int(time.time()), "filename": name, "purpose": PURPOSE}
     row |= {"owner": owner, "bytes": os.path.getsize(service.folder.file(identifier)), "rows": counted[0]}
-    with service.store.writing():
-        service.store.add("files", **row)
+    try:
+        with service.store.writing():
+            service.store.add("files", **row)
+    except BaseException:
+        service.folder.file(identifier).unlink()  # nobody knows its name
+        raise
     return file_object(row)
 
 

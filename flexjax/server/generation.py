@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 
-from flexjax.engine.adapters import UnknownAdapter
+from flexjax.engine.adapters import NoRoomForAdapter, UnknownAdapter
 from flexjax.engine.engine import Submission
 from flexjax.request import RequestOutput
 from flexjax.server.bodies import parse_body, read_body
 from flexjax.server.bridge import Bridge
 from flexjax.server.delivery import Delivery, split_delivery
 from flexjax.server.disconnect import until_gone
-from flexjax.server.errors import ApiError, api_error_of, internal_error, model_not_found, stopping
+from flexjax.server.errors import ApiError, api_error_of, internal_error, model_not_found, no_room, stopping
 from flexjax.server.outputs import Outputs
 from flexjax.server.owner import owner_of
 from flexjax.server.prompts import chat_encoder
@@ -121,6 +121,9 @@ class Generation:
             await asyncio.shield(asyncio.wrap_future(self._submitted))
         except UnknownAdapter as error:
             raise model_not_found(self.request.adapter) from error
+        except NoRoomForAdapter as error:
+            catalog = self._service.catalog
+            raise no_room(await run_in_threadpool(catalog.readable, self._owner, str(error))) from error
         except ValueError as error:
             raise api_error_of(error) from error
 

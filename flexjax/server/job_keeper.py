@@ -5,7 +5,9 @@ compiling take time); another writes down what the engine tells of them.
 """
 
 import logging
+import sqlite3
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +19,7 @@ from flexjax.engine.handles import FinetuneHandle
 from flexjax.engine.loop import EngineStopped
 from flexjax.finetuning.job import FinetuneJob
 from flexjax.server.catalog import Catalog
-from flexjax.server.errors import ApiError, stopping
+from flexjax.server.errors import ApiError, is_full, stopping
 from flexjax.server.job_book import JobBook
 from flexjax.server.job_events import FINAL
 from flexjax.server.job_request import JobRequest
@@ -77,7 +79,6 @@ class JobKeeper:
         directory = self._engine.config.checkpoint_dir
         checkpoints = [] if directory is None else [Path(directory) / name for name in ended]
         self._book.folder.sweep({row["id"] for row in store.rows("files", {})}, checkpoints + self._models.left_over())
-        self._starter.submit(self._models.load_newest)
         for row in unfinished:
             self._starting[row["id"]] = self._starter.submit(self._start, row)
         self._follower.start()
@@ -154,10 +155,22 @@ class JobKeeper:
         except EngineStopped:
             return  # the next process goes on
         except (ValueError, OSError) as error:
-            self._fail(identifier, str(error))
+            self._insist(self._fail, identifier, str(error))
         except Exception:
             logger.exception("the job %s cannot be started", identifier)
-            self._book.fail(identifier, "the server made a mistake; its log says more")
+            self._insist(self._book.fail, identifier, "the server made a mistake; its log says more")
+
+    def _insist(self, write: Callable, *arguments) -> None:
+        """Write down what must not be lost, once there is room on the disk."""
+        while True:
+            try:
+                return write(*arguments)
+            except (OSError, sqlite3.Error) as error:
+                if not is_full(error):
+                    raise
+                logger.error("the disk is full; trying again")
+                if self._closing.wait(FAULT_SECONDS):
+                    raise EngineStopped("the service stopped before the disk had room") from error
 
     def _fail(self, identifier: str, error: str) -> None:
         """Where the server keeps things is its own, and others' names are theirs."""
@@ -174,10 +187,9 @@ class JobKeeper:
         resume = self._engine.config.checkpoint_dir is not None
         handle = self._engine.finetune(job, resume=resume, paused=paused, show_checkpoint=show)
         totals.append(handle.total_steps)
-        self._book.accepted(identifier, handle.resumed_step)
+        self._insist(self._book.accepted, identifier, handle.resumed_step)
         with self._lock:
-            live = self._live[identifier] = Live(identifier, handle)
-            self._look(live)
+            self._live[identifier] = Live(identifier, handle)  # the follower writes down what comes of it
 
     def _show_checkpoint(self, identifier: str, totals: list[int], step: int, adapter, events: list[dict]) -> None:
         """On the engine's checkpoint thread. Raises OSError."""
@@ -228,6 +240,7 @@ class JobKeeper:
     def _end(self, live: Live, status: str) -> None:
         if status == "succeeded":
             self._book.succeed(live.id, self._engine.adapter(live.handle.name))
+            self._models.written(live.handle.name)
         elif status == "failed":
             self._fail(live.id, live.handle.error)
         else:

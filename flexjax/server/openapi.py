@@ -32,7 +32,8 @@ ERRORS = {
     "413": "The body is too long.",
     "415": "The body has another content type.",
     "429": "Too much is asked for at once, or a minute; Retry-After says when to try again.",
-    "503": "The server is stopping.",
+    "503": "The server is stopping, or jobs hold the places that the model needs.",
+    "507": "The server's disk is full.",
 }
 
 

@@ -1,6 +1,5 @@
-"""TrainedModels: adapters that jobs of this service made. They come onto the device when they are asked for."""
+"""TrainedModels: adapters that jobs of this service made. The engine hears of one when it is asked for."""
 
-import logging
 import shutil
 import threading
 import time
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import flexjax
-from flexjax.engine.adapters import NoRoomForAdapter, UnknownAdapter
+from flexjax.engine.adapters import UnknownAdapter
 from flexjax.server.data_folder import DataFolder
 from flexjax.server.errors import ApiError, model_not_found
 from flexjax.server.job_events import FINAL
@@ -17,8 +16,6 @@ from flexjax.server.store import Store
 
 JOB_NAMES = "ft:"
 """Begins the names of models that jobs make, and of no adapter that a client loads."""
-
-logger = logging.getLogger(__name__)
 
 
 class TrainedModels:
@@ -30,7 +27,7 @@ class TrainedModels:
 
     def __init__(self, engine: "flexjax.Engine", store: Store, folder: DataFolder, kept: int = 0):
         self._engine, self._store, self._folder, self._kept = engine, store, folder, kept
-        self._loading = threading.Lock()
+        self._registering = threading.Lock()
         self._owners: dict[str, str] = {}  # of names that were asked for; they never change
 
     def names(self, owner: str) -> list[str]:
@@ -61,25 +58,25 @@ class TrainedModels:
             job = self._store.find("jobs", id=checkpoint["job"])
         return job, checkpoint
 
-    def load(self, name: str) -> bool:
-        """Bring it onto the device unless it is there; whether there is such a model.
+    def find(self, name: str) -> bool:
+        """Whether the engine can be asked for it, by this service or by anybody.
 
         Raises:
-            ApiError: there is no room, or its files cannot be read.
+            ApiError: its files cannot be read.
         """
         if name in self._engine.adapters.named:
             return True
-        with self._loading:
+        with self._registering:
             if name in self._engine.adapters.named:
-                return True  # another request has brought it
+                return True  # another request was first
             folder = self.folder_of(name)
             if folder is None:
                 return False
             try:
-                self._engine.load_adapter(name, folder)
+                self._engine.register_adapter(name, folder)
             except (ValueError, OSError) as error:
                 hidden = str(error).replace(f"{self._folder.root}/", "")
-                raise ApiError(400, f"The model {name!r} cannot be loaded: {hidden}", "model", "no_room") from error
+                raise ApiError(400, f"The model {name!r} cannot be loaded: {hidden}", "model") from error
             return True
 
     def delete(self, name: str) -> None:
@@ -88,7 +85,7 @@ class TrainedModels:
         Raises:
             ApiError: it is not there, or a job that has not ended needs it.
         """
-        with self._loading:
+        with self._registering:
             job, _ = self._rows(name)
             if job is not None and job["status"] not in FINAL:
                 message = f"The job {job['id']} is {job['status']}; its models can be deleted once it has ended."
@@ -103,7 +100,7 @@ class TrainedModels:
         checkpoints = self._store.rows("checkpoints", {"job": job}, newest_first=True) if self._kept else []
         if len(checkpoints) <= self._kept:
             return
-        with self._loading:
+        with self._registering:
             starts = self._starts()
             for row in checkpoints[self._kept :]:
                 if row["name"] not in starts:
@@ -135,18 +132,10 @@ class TrainedModels:
             self._engine.unload_adapter(name)
         shutil.rmtree(folder, ignore_errors=True)
 
-    def load_newest(self) -> None:
-        """The newest models, as many as leave room for the jobs that may run; others come when they are asked for."""
-        config = self._engine.config
-        models = [row for row in self._store.rows("jobs", {}, newest_first=True) if is_model(row)]
-        for row in models[: max(0, config.max_adapters - config.max_running_jobs)]:
-            try:
-                if not self.load(row["name"]):
-                    logger.warning("the model %s is not there any more", row["name"])
-            except ApiError as error:
-                logger.warning("%s", error)
-                if isinstance(error.__cause__, NoRoomForAdapter):
-                    return
+    def written(self, name: str) -> None:
+        """A new model's files are there: it need not stay in the host's memory."""
+        with suppress(UnknownAdapter):  # a client has unloaded it already
+            self._engine.library.saved(name, self._folder.adapter(name))
 
 
 def is_model(job: dict[str, Any]) -> bool:
