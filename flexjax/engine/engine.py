@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 from flexjax.config import EngineConfig, from_table, load_tables
 from flexjax.engine.adapter_library import AdapterLibrary
@@ -24,6 +23,7 @@ from flexjax.engine.handles import FinetuneHandle
 from flexjax.engine.loop import Loop
 from flexjax.engine.outputs import Collector
 from flexjax.engine.startup import Machine, compile_job, policy_of
+from flexjax.engine.submission import Submission
 from flexjax.engine.trainer import Job, ShowCheckpoint, Trainer, optimizer_of, shape_of
 from flexjax.fields import ConfigError
 from flexjax.finetuning.job import FinetuneJob
@@ -37,17 +37,6 @@ from flexjax.weights.source import open_model
 logger = logging.getLogger(__name__)
 
 Prompt = str | list[int]
-
-
-class Submission(NamedTuple):
-    """A prompt for `Engine.submit_all`; its fields are the arguments of `Engine.submit`."""
-
-    prompt: list[int]
-    sampling: SamplingParams | None
-    adapter: str | None
-    listener: queue.SimpleQueue
-    priority: int = 0
-    cache_salt: str = ""
 
 
 class Engine:

@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 
 from flexjax.engine.adapters import NoRoomForAdapter, UnknownAdapter
-from flexjax.engine.engine import Submission
+from flexjax.engine.submission import Submission
 from flexjax.request import RequestOutput
 from flexjax.server.bodies import parse_body, read_body
 from flexjax.server.bridge import Bridge
