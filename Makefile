@@ -1,4 +1,4 @@
-# make test | make demo | make lint | make test-parity | make test-aot | make test-schemathesis: each does all its own set-up.
+# make test | demo | lint | test-faults | test-parity | test-aot | test-schemathesis: each does all its own set-up.
 #   PYTHON=...         the Python (3.12 or newer) that .venv is made from, where the search below finds none
 #   DEMO_ARGS=...      more arguments for the demo, such as --short
 #   TEST_ARGS=...      more arguments for pytest, such as -k scheduler
@@ -40,12 +40,13 @@ echo "$(1): made from $$("$$found" -c 'import sys; print(sys.executable, sys.ver
 rm -rf $(1); "$$found" -m venv $(1)
 endef
 
-.PHONY: help venv test demo lint test-parity test-aot test-schemathesis clean
+.PHONY: help venv test demo lint test-faults test-parity test-aot test-schemathesis clean
 
 help:
 	@echo "make test         set up .venv and run the tests"
 	@echo "make demo         set up .venv, serve and finetune a real model side by side (DEMO_ARGS=--short for less)"
 	@echo "make lint         ruff and the import contracts"
+	@echo "make test-faults  kill the service, fill its disk, tear its files: the tests of faults, many times (minutes)"
 	@echo "make test-parity  install torch and peft into .venv-parity (large) and compare with them"
 	@echo "make test-aot     install jax's CUDA compiler into .venv-aot (large) and compile the kernels for an H100; no GPU"
 	@echo "make test-schemathesis  install schemathesis into .venv-schemathesis and send what /openapi.json describes, and worse"
@@ -71,6 +72,15 @@ demo: venv
 lint: venv
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/lint-imports --no-logo
+
+# What the tests of faults try once in `make test`, ten times; what came of it is in the file of results.
+FAULTS := $(addprefix tests/server/test_,kill.py torn_database.py corrupt_uploads.py full_disk.py load.py adapter_churn.py)
+FAULT_RESULTS := benchmarks/results/reliability.json
+
+test-faults: venv
+	rm -f $(FAULT_RESULTS)
+	$(TEST_ENVIRONMENT) FLEXJAX_FAULT_TRIES=10 FLEXJAX_FAULT_RESULTS=$(abspath $(FAULT_RESULTS)) \
+		$(VENV)/bin/python -m pytest $(FAULTS) $(TEST_ARGS)
 
 # torch lives apart: its builds may lag behind the newest Python, and on Linux it brings several GB of libraries.
 # The tests run in .venv and ask the other Python, named in FLEXJAX_PARITY_PYTHON, for results to compare with.

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 
+from flexjax.config import EngineConfig
 from flexjax.engine.adapter_host import HostAdapters
 from flexjax.engine.adapter_tier import AdapterTier
 from flexjax.engine.adapters import AdapterTable, AdapterVersion, UnknownAdapter
@@ -33,23 +34,17 @@ class Staged(NamedTuple):
 
 class AdapterLibrary:
     """Args:
-    places, rank_capacity: as `AdapterTable` has them.
-    host_bytes: of adapters in the host's memory.
+    config: how many places there are and how much memory.
     forget_pages: called with the number of a version that no name points to any more, on the engine's thread.
     """
 
     def __init__(
-        self,
-        runner: Runner,
-        model: ModelConfig,
-        places: int,
-        rank_capacity: int,
-        host_bytes: int,
-        forget_pages: Callable[[int], None],
+        self, runner: Runner, model: ModelConfig, config: EngineConfig, forget_pages: Callable[[int], None]
     ):
         self._runner, self._model, self._forget_pages = runner, model, forget_pages
-        self.host = HostAdapters(host_bytes, lambda folder: read_adapter(folder, model))
-        self.table = AdapterTable(places, rank_capacity, on_drop=lambda version: self.host.forget(version.version))
+        self.host = HostAdapters(config.adapter_host_bytes, lambda folder: read_adapter(folder, model))
+        forget = lambda version: self.host.forget(version.version)
+        self.table = AdapterTable(config.max_adapters + 1, config.adapter_rank_capacity, on_drop=forget)
         self.tier = AdapterTier(self.table, ThreadPoolExecutor(1, thread_name_prefix="flexjax-adapters"))
 
     def open(self, loop: Loop) -> None:

@@ -69,14 +69,7 @@ class Engine:
             policy=policy_of(self.config),
             prefix_caching=self.config.prefix_caching,
         )
-        self.library = AdapterLibrary(
-            self._runner,
-            self.model,
-            self.config.max_adapters + 1,
-            self.config.adapter_rank_capacity,
-            self.config.adapter_host_bytes,
-            self.scheduler.forget_adapter,
-        )
+        self.library = AdapterLibrary(self._runner, self.model, self.config, self.scheduler.forget_adapter)
         self.checkpoints, tier = Checkpoints(self.config.checkpoint_dir), self.library.tier
         jobs, announce = self.config.max_running_jobs, self.library.announce
         self.trainer = Trainer(self._runner, self.scheduler, tier, jobs, self.checkpoints, announce)

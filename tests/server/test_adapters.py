@@ -1,5 +1,6 @@
 """Adapters loaded and unloaded by clients, and the list of models that shows them."""
 
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,6 +8,7 @@ import httpx
 import openai
 import pytest
 
+from flexjax.engine.adapters import NoRoomForAdapter
 from flexjax.request import SamplingParams
 from tests.server.conftest import halted_by_the_first_output, wait_until
 from tests.server.test_monitoring import samples
@@ -153,6 +155,32 @@ def test_there_may_be_more_adapters_than_places(server, client, engine):
     for name in named:
         post(server, "unload", lora_name=name)
     wait_until(lambda: len(list(client.models.list())) == 1)
+
+
+def test_what_jobs_leave_no_room_for_may_be_asked_for_later(client, engine, poet, monkeypatch):
+    def full(version):
+        raise NoRoomForAdapter(f"adapter {version.name!r} finds no place beside the running jobs; raise max_adapters")
+
+    monkeypatch.setattr(engine.library.tier, "require_possible", full)
+    with pytest.raises(openai.InternalServerError, match="'poet' finds no place") as caught:
+        client.completions.create(model=poet, prompt=PROMPT, **GREEDY)
+    assert (caught.value.status_code, caught.value.code) == (503, "no_room")
+    assert caught.value.response.headers["retry-after"] == "60"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_adapter_whose_files_are_gone_is_our_mistake(server, client, engine, adapter_dir, tmp_path, caplog, stream):
+    shutil.copytree(adapter_dir / "poet", tmp_path / "gone")
+    engine.register_adapter("gone", tmp_path / "gone")
+    shutil.rmtree(tmp_path / "gone")
+    try:
+        with pytest.raises(openai.APIError) as caught:
+            list(client.completions.create(model="gone", prompt=PROMPT, stream=stream, **GREEDY))
+    finally:
+        engine.unload_adapter("gone")
+    assert caught.value.code == "internal_error" and str(tmp_path) not in str(caught.value)
+    assert "adapter 'gone' cannot be brought to the device" in caplog.text and str(tmp_path) in caplog.text
+    wait_until(lambda: server.service.admission.open == 0)
 
 
 def test_metrics_name_the_adapters_of_requests(server, client, poet):
