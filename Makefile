@@ -1,4 +1,4 @@
-# make test | make demo | make lint | make test-parity | make test-aot | make test-schemathesis: each does all its own set-up.
+# make test | demo | lint | test-parity | test-aot | test-schemathesis: each does all its own set-up.
 #   PYTHON=...         the Python (3.12 or newer) that .venv is made from, where the search below finds none
 #   DEMO_ARGS=...      more arguments for the demo, such as --short
 #   TEST_ARGS=...      more arguments for pytest, such as -k scheduler
