@@ -23,6 +23,7 @@ from flexjax.server.errors import ApiError, is_full, stopping
 from flexjax.server.job_book import JobBook
 from flexjax.server.job_events import FINAL
 from flexjax.server.job_request import JobRequest
+from flexjax.server.prompts import BodyError
 from flexjax.server.trained_models import TrainedModels
 
 logger = logging.getLogger(__name__)
@@ -141,7 +142,7 @@ class JobKeeper:
             paths[field] = None if identifier is None else str(book.folder.file(identifier))
         start = self._models.folder_of(request.model)
         if start is None and request.model not in self._base_names:
-            raise ValueError(f"the model {request.model} is no longer there")
+            raise BodyError(f"the model {request.model} is no longer there", "model")
         rows = (book.store.find("files", id=request.training_file) or {"rows": 1})["rows"]
         arguments = (paths["training_file"], paths["validation_file"], None if start is None else str(start))
         return request.job(name, *arguments, rows=rows)

@@ -6,6 +6,8 @@ import openai
 import pytest
 
 from flexjax.server.data_folder import DataFolder
+from flexjax.server.job_request import JobRequest
+from flexjax.server.prompts import BodyError
 from flexjax.server.store import Store
 from flexjax.server.trained_models import TrainedModels
 from tests.server.conftest import halted_by_the_first_output, wait_until
@@ -107,6 +109,14 @@ def test_only_models_of_jobs_that_have_ended_can_be_deleted(owned, client, job, 
     assert client.fine_tuning.jobs.cancel(running.id).status == "cancelled"
     absent(client, row["name"])
     assert client.models.delete(job.fine_tuned_model).deleted
+
+
+def test_a_job_starts_from_the_model_that_it_names_or_not_at_all(owned, file):
+    """The model may have gone since the body was read."""
+    given = {"validation_file": None, "suffix": "", "seed": 1, "hyperparameters": {}, "metadata": None}
+    request = JobRequest(model="ft:ghost", training_file=file, **given)
+    with pytest.raises(BodyError, match="the model ft:ghost is no longer there"):
+        owned.service.keeper.create(request, "ann", "tiny")
 
 
 def test_the_newest_checkpoints_are_kept(owned, client, file):
