@@ -1,4 +1,4 @@
-# make test | make demo | make lint | make test-parity | make test-aot: each does all its own set-up.
+# make test | demo | lint | test-faults | test-parity | test-aot | test-schemathesis: each does all its own set-up.
 #   PYTHON=...         the Python (3.12 or newer) that .venv is made from, where the search below finds none
 #   DEMO_ARGS=...      more arguments for the demo, such as --short
 #   TEST_ARGS=...      more arguments for pytest, such as -k scheduler
@@ -11,6 +11,7 @@ SHELL := /bin/bash
 VENV := .venv
 PARITY := .venv-parity
 AOT := .venv-aot
+SCHEMATHESIS := .venv-schemathesis
 PYTHON ?=
 PARITY_PYTHON ?=
 DEMO_ARGS ?=
@@ -39,14 +40,16 @@ echo "$(1): made from $$("$$found" -c 'import sys; print(sys.executable, sys.ver
 rm -rf $(1); "$$found" -m venv $(1)
 endef
 
-.PHONY: help venv test demo lint test-parity test-aot clean
+.PHONY: help venv test demo lint test-faults test-parity test-aot test-schemathesis clean
 
 help:
 	@echo "make test         set up .venv and run the tests"
 	@echo "make demo         set up .venv, serve and finetune a real model side by side (DEMO_ARGS=--short for less)"
 	@echo "make lint         ruff and the import contracts"
+	@echo "make test-faults  kill the service, fill its disk, tear its files: the tests of faults, many times (minutes)"
 	@echo "make test-parity  install torch and peft into .venv-parity (large) and compare with them"
 	@echo "make test-aot     install jax's CUDA compiler into .venv-aot (large) and compile the kernels for an H100; no GPU"
+	@echo "make test-schemathesis  install schemathesis into .venv-schemathesis and send what /openapi.json describes, and worse"
 	@echo "make clean        remove environments, caches and what runs wrote"
 
 venv: $(VENV)/ready
@@ -69,6 +72,15 @@ demo: venv
 lint: venv
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/lint-imports --no-logo
+
+# What the tests of faults try once in `make test`, ten times; what came of it is in the file of results.
+FAULTS := $(addprefix tests/server/test_,kill.py torn_database.py corrupt_uploads.py full_disk.py load.py adapter_churn.py)
+FAULT_RESULTS := benchmarks/results/reliability.json
+
+test-faults: venv
+	rm -f $(FAULT_RESULTS)
+	$(TEST_ENVIRONMENT) FLEXJAX_FAULT_TRIES=10 FLEXJAX_FAULT_RESULTS=$(abspath $(FAULT_RESULTS)) \
+		$(VENV)/bin/python -m pytest $(FAULTS) $(TEST_ARGS)
 
 # torch lives apart: its builds may lag behind the newest Python, and on Linux it brings several GB of libraries.
 # The tests run in .venv and ask the other Python, named in FLEXJAX_PARITY_PYTHON, for results to compare with.
@@ -96,7 +108,20 @@ $(AOT)/ready: pyproject.toml constraints.txt constraints-aot.txt
 	@touch $@
 	@echo "$(AOT): ready"
 
+# A client that no one here wrote makes requests of the document that the service gives of itself. It lives apart: it
+# brings an HTTP client and a pytest of its own.
+test-schemathesis: venv $(SCHEMATHESIS)/ready
+	$(TEST_ENVIRONMENT) FLEXJAX_SCHEMATHESIS=$(abspath $(SCHEMATHESIS))/bin/schemathesis \
+		$(VENV)/bin/python -m pytest tests/clients/test_schemathesis.py $(TEST_ARGS)
+
+$(SCHEMATHESIS)/ready: constraints-schemathesis.txt
+	@$(call make_venv,$(SCHEMATHESIS),$(PYTHON),sys.version_info < (3, 12))
+	@echo "$(SCHEMATHESIS): installing schemathesis"
+	@$(SCHEMATHESIS)/bin/python $(INSTALL) --constraint constraints-schemathesis.txt schemathesis
+	@touch $@
+	@echo "$(SCHEMATHESIS): ready"
+
 clean:
-	rm -rf $(VENV) $(PARITY) $(AOT) build dist *.egg-info runs out .cache
+	rm -rf $(VENV) $(PARITY) $(AOT) $(SCHEMATHESIS) build dist *.egg-info runs out .cache
 	rm -rf .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -38,8 +38,11 @@ class EngineConfig:
         pages: pages in the pool; None takes what the memory plan leaves.
         memory_fraction: share of the device's memory that flexjax may use.
         memory_bytes: the same as a number of bytes; wins over the fraction.
-        max_adapters: resident adapter versions, not counting "no adapter".
-        adapter_rank_capacity: sum of the ranks of resident adapters, a multiple of 8.
+        max_adapters: places for adapters on the device, not counting "no adapter"; others wait in the host's memory
+            and come when they are asked for. A running job keeps one.
+        adapter_rank_capacity: sum of the ranks of adapters on the device, a multiple of 8.
+        adapter_host_bytes: of adapters in the host's memory; beyond it those that are in a file are read again from
+            there.
         microbatch_tokens: slots of a finetuning microbatch, a multiple of ``backward_window``.
         backward_window: slots of one backward unit, a multiple of 64.
         tape: names of activations to save, or "auto" for the plan that fits the memory.
@@ -70,6 +73,7 @@ class EngineConfig:
     memory_bytes: int | None = None
     max_adapters: int = 4
     adapter_rank_capacity: int = 64
+    adapter_host_bytes: int = 4 * 2**30
     microbatch_tokens: int = 512
     backward_window: int = 256
     tape: Literal["auto"] | tuple[str, ...] = "auto"
@@ -92,8 +96,9 @@ class EngineConfig:
             raise ConfigError("model is empty; name a directory, a .gguf file or a hub model")
         object.__setattr__(self, "policy_options", tuple(sorted(dict(self.policy_options).items())))
         check_range(self, "seed", 0)
-        for name in ("max_rows", "pages", "memory_bytes", "max_adapters", "max_running_jobs", "tp"):
+        for name in ("max_rows", "pages", "memory_bytes", "max_adapters", "adapter_host_bytes", "max_running_jobs"):
             check_range(self, name, 1)
+        check_range(self, "tp", 1)
         check_range(self, "max_model_len", 2)
         check_range(self, "memory_fraction", 0.0, 1.0, open_low=True)
         check_range(self, "objective_margin", 0.0, 1.0, open_high=True)

@@ -170,7 +170,8 @@ class Rig:
     def load(self, name: str, factors: dict, scale: float) -> AdapterVersion:
         """Publish an adapter and point its name to it."""
         wide = padded(factors)
-        version = self.table.place(name, rank_of(wide), scale)
+        version = self.table.new(name, rank_of(wide), scale)
+        assert self.table.try_seat(version), "the ladder's places are taken"
         job = JobShape(rank_of(wide), tuple(factors["a"]))
         self.take_stack(self.programs.publish(job)(self.stack, wide, np.int32(version.first_column)))
         self.table.announce(version)

@@ -7,6 +7,7 @@ most drain_seconds), then jobs that have not ended leave a checkpoint; a second 
 
 import argparse
 import logging
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -26,10 +27,16 @@ from flexjax.request import SamplingParams
 from flexjax.server.app import create_app
 from flexjax.server.config import ServerConfig
 from flexjax.server.data_folder import CHECKPOINTS
+from flexjax.server.keys import read_keys
 from flexjax.server.process import ServerProcess, address_of, bind
 
-OVERRIDES = ("host", "port", "data_dir", "adapter_dir")
+OVERRIDES = ("host", "port", "api_keys", "api_keys_file", "data_dir", "adapter_dir")
 """Options that are fields of the [server] table under the same name."""
+
+KEY_VARIABLE = "FLEXJAX_API_KEY"
+"""Of the environment: a key, where no option gives one."""
+
+HIDDEN = "a key"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the service")
     group.add_argument("--host", metavar="NAME", help="address to listen on; 0.0.0.0 is all of this machine's")
     group.add_argument("--port", type=int, metavar="N", help="0 takes a free one")
+    group.add_argument(
+        "--api-key",
+        dest="api_keys",
+        action="append",
+        metavar="KEY",
+        help=f"clients must send this one or another that is given so; ${KEY_VARIABLE} keeps it off the process list",
+    )
+    group.add_argument("--api-keys-file", metavar="FILE", help="an owner and a key a line; owners are kept apart")
     group.add_argument("--data-dir", metavar="DIR", help="folder of the service")
     group.add_argument("--adapter-dir", metavar="DIR", help="folder clients may load adapters from (DATA-DIR/adapters)")
     add_adapter_arguments(parser)
@@ -45,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     config = server_config(arguments)
+    read_keys(config)  # before the model is loaded, so that a mistake shows at once
     settings = job_settings(read_settings(arguments), arguments.output)
     settings = settings.with_checkpoints(Path(config.data_dir) / CHECKPOINTS)
     with bind(config) as listener:
@@ -53,14 +69,24 @@ def run(arguments: argparse.Namespace) -> int:
     if settings.jobs and succeeded:
         forget_checkpoints(settings, arguments.output)
     elif settings.jobs:
-        show(f"not every job has succeeded; to go on from the checkpoints:\n  {resume_command(arguments.command_line)}")
+        command = resume_command(without_keys(arguments.command_line))
+        show(f"not every job has succeeded; to go on from the checkpoints:\n  {command}")
     return 0
+
+
+def without_keys(command_line: list[str]) -> list[str]:
+    """What may be shown. What stands for a key is none, so that nobody uses it as one."""
+    words = [f"--api-key={HIDDEN}" if word.startswith("--api-key=") else word for word in command_line]
+    return [HIDDEN if before == "--api-key" else word for before, word in zip(["", *words], words, strict=False)]
 
 
 def server_config(arguments: argparse.Namespace) -> ServerConfig:
     """The [server] table, with the options of the command line. Raises ConfigError."""
     given = {name: getattr(arguments, name) for name in OVERRIDES if getattr(arguments, name) is not None}
-    absolute = {name: str(Path(value).absolute()) if name.endswith("_dir") else value for name, value in given.items()}
+    if "api_keys" not in given and os.environ.get(KEY_VARIABLE):
+        given["api_keys"] = [os.environ[KEY_VARIABLE]]
+    paths = ("api_keys_file", "data_dir", "adapter_dir")
+    absolute = {name: str(Path(value).absolute()) if name in paths else value for name, value in given.items()}
     if arguments.config is None:
         return from_table(ServerConfig, absolute, "command line")
     path = Path(arguments.config)
@@ -113,4 +139,5 @@ def show_service(engine: "flexjax.Engine", config: ServerConfig, address: str) -
         f"{settings.served_model_name} ({settings.model}, {settings.dtype}): {settings.max_rows} rows of at most "
         f"{settings.max_model_len} tokens, {config.max_queue} more may wait"
     )
+    show(read_keys(config).summary)
     show(f"ready: {address}/v1")

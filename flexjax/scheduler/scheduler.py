@@ -116,12 +116,18 @@ class Scheduler:
             preemptions=serving.preemptions,
         )
 
-    def add_request(self, request: Request) -> None:
-        """Queues a request.
+    @property
+    def running(self) -> list[int]:
+        """Requests that have a row, the most senior first."""
+        return [sequence.request.id for sequence in self._serving.seats.running]
 
-        Raises:
-            ValueError: it could never run: it is too long, or asks for what no layout offers.
-        """
+    def add_request(self, request: Request) -> None:
+        """Queues a request. Raises ValueError as `require_possible` does."""
+        self.require_possible(request)
+        self._serving.add(request)
+
+    def require_possible(self, request: Request) -> None:
+        """Raises ValueError if a request could never run: it is too long, or asks for what no layout offers."""
         tokens = len(request.prompt) + request.max_new_tokens
         if not request.prompt or request.max_new_tokens < 1:
             raise ValueError(f"request {request.id} has nothing to compute; it needs a prompt and max_new_tokens of 1")
@@ -133,7 +139,6 @@ class Scheduler:
                     f"{request.max_new_tokens} new), but {knob} allows {limit}; shorten it or raise {knob}"
                 )
         self._require_offered(request)
-        self._serving.add(request)
 
     def cancel(self, request_id: int) -> bool:
         """Ends a request at once; False if it is unknown or has ended."""

@@ -18,23 +18,27 @@ from flexjax.server import (
     health,
     models,
     monitoring,
+    openapi,
     tokenization,
 )
 from flexjax.server.config import ServerConfig
 from flexjax.server.errors import EXCEPTION_HANDLERS
+from flexjax.server.guard import Guard
+from flexjax.server.keys import read_keys
 from flexjax.server.request_log import RequestLog
 from flexjax.server.service import Service
 
-AREAS = (models, completions, chat, tokenization, adapters, files, fine_tuning, monitoring, health)
+AREAS = (models, completions, chat, tokenization, adapters, files, fine_tuning, monitoring, health, openapi)
 
 
 def create_app(engine: "flexjax.Engine", config: ServerConfig) -> Starlette:
     """The service of an engine. Its parts are in ``app.state.service``, which the caller closes after the engine.
 
     Raises:
-        ConfigError: the data folder cannot be used.
+        ConfigError: the data folder cannot be used, or the file of keys.
     """
-    service = Service(engine, config)
+    keys = read_keys(config)
+    service = Service(engine, config, private=bool(keys))
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -45,7 +49,7 @@ def create_app(engine: "flexjax.Engine", config: ServerConfig) -> Starlette:
 
     app = Starlette(
         routes=[route for area in AREAS for route in area.ROUTES],
-        middleware=[Middleware(RequestLog)],
+        middleware=[Middleware(RequestLog), Middleware(Guard, keys=keys)],
         exception_handlers=EXCEPTION_HANDLERS,
         lifespan=lifespan,
     )

@@ -11,9 +11,14 @@ from flexjax.fields import check_range, check_types
 class ServerConfig:
     """Attributes:
     host, port: address to listen on; port 0 takes a free one.
+    api_keys: keys of the operator; with these or with others, clients without a key get status 401.
+    api_keys_file: text with an owner and a key on each line; "" is none.
     data_dir: folder of the service: its database, uploaded files, what jobs leave. One server at a time uses it.
     adapter_dir: folder from which clients may load adapters; None is ``adapters`` in the data folder.
     max_queue: sequences that may wait for a row; a request beyond them is refused with status 429.
+    requests_per_minute, tokens_per_minute: of each owner, 0 is no limit; what goes beyond is refused with status 429.
+        Requests are those that have the server work; tokens are of prompts and answers.
+    max_checkpoints: of each job that are kept as models, the newest; 0 keeps all.
     max_body_bytes: largest body of a request; max_file_bytes: of an upload.
     drain_seconds: that running requests have to end, once the service is told to stop.
 
@@ -23,9 +28,14 @@ class ServerConfig:
 
     host: str = "127.0.0.1"
     port: int = 8000
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    api_keys_file: str = field(default="", metadata=PATH)
     data_dir: str = field(default="runs/service", metadata=PATH)
     adapter_dir: str | None = field(default=None, metadata=PATH)
     max_queue: int = 1024
+    requests_per_minute: int = 0
+    tokens_per_minute: int = 0
+    max_checkpoints: int = 64
     max_body_bytes: int = 8 * 2**20
     max_file_bytes: int = 512 * 2**20
     drain_seconds: float = 30.0
@@ -33,7 +43,8 @@ class ServerConfig:
     def __post_init__(self):
         check_types(self)
         check_range(self, "port", 0, 65535)
-        check_range(self, "max_queue", 0)
+        for name in ("max_queue", "requests_per_minute", "tokens_per_minute", "max_checkpoints"):
+            check_range(self, name, 0)
         for name in ("max_body_bytes", "max_file_bytes"):
             check_range(self, name, 1)
         check_range(self, "drain_seconds", 0.0)

@@ -4,20 +4,22 @@ import asyncio
 import queue
 import time
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 
-from flexjax.engine.adapters import UnknownAdapter
-from flexjax.engine.engine import Submission
+from flexjax.engine.adapters import NoRoomForAdapter, UnknownAdapter
+from flexjax.engine.submission import Submission
 from flexjax.request import RequestOutput
 from flexjax.server.bodies import parse_body, read_body
 from flexjax.server.bridge import Bridge
 from flexjax.server.delivery import Delivery, split_delivery
 from flexjax.server.disconnect import until_gone
-from flexjax.server.errors import ApiError, api_error_of, internal_error, model_not_found, stopping
+from flexjax.server.errors import ApiError, api_error_of, internal_error, model_not_found, no_room, stopping
 from flexjax.server.outputs import Outputs
+from flexjax.server.owner import owner_of
 from flexjax.server.prompts import chat_encoder
 from flexjax.server.protocol import GenerationRequest, translate
 from flexjax.server.service import Service, service_of
@@ -44,24 +46,48 @@ class Generation:
         outputs: as they grow; prompt p's sample s has the index p * n + s.
     """
 
-    def __init__(self, service: Service, request: GenerationRequest, delivery: Delivery, arrival: float):
+    def __init__(
+        self,
+        service: Service,
+        owner: str,
+        request: GenerationRequest,
+        adapter: str | None,
+        delivery: Delivery,
+        arrival: float,
+    ):
         """On a worker's thread: encode and submit, for a request that admission has let in as one sequence.
+
+        Args:
+            adapter: the engine's name for the adapter that the request means.
 
         Raises:
             ValueError: the prompts cannot be continued. ApiError: there is no room.
         """
         engine = service.engine
-        self.request, self.delivery, self._service = request, delivery, service
+        self._owner = owner
+        self.request, self.delivery, self._service, self._adapter = request, delivery, service, adapter
         self.prompts = request.encode(engine.encode, chat_encoder(engine))
         require_context(self.prompts, engine.config.max_model_len, "messages" if request.messages else "prompt")
         self.count = len(self.prompts) * request.sampling.n
         self.outputs = Outputs(self.count, Timeline(service.totals, arrival, self.count))
-        service.admission.widen(self.count)
-        try:
+        self._allowed = self._allowed_tokens()
+        with ExitStack() as undo:
+            service.rates.take_tokens(owner, self._allowed)
+            undo.callback(service.rates.give_back, owner, self._allowed)
+            service.admission.widen(self.count)
+            undo.callback(service.admission.leave, self.count - 1)
             self._submitted: Future[list[list[int]]] = engine.submit_soon(self._submissions())
-        except BaseException:
-            service.admission.leave(self.count - 1)
-            raise
+            undo.pop_all()
+
+    def _allowed_tokens(self) -> int:
+        """Of the prompts, and as many more as the body names."""
+        params, limit = self.request.sampling, self._service.engine.config.max_model_len
+        more = 0 if params.max_tokens is None else params.max_tokens
+        return sum(len(prompt) + params.n * min(more, limit - len(prompt)) for prompt in self.prompts)
+
+    def _used_tokens(self) -> int:
+        generated = sum(len(each.token_ids) for each in self.outputs.newest if each is not None)
+        return sum(map(len, self.prompts)) + generated
 
     def _submissions(self) -> list[Submission]:
         request, n = self.request, self.request.sampling.n
@@ -69,7 +95,8 @@ class Generation:
             PromptListener(self._service.bridge, self.outputs, position * n) for position in range(len(self.prompts))
         ]
         pairs = zip(self.prompts, listeners, strict=True)
-        return [Submission(ids, request.sampling, request.adapter, each, request.priority) for ids, each in pairs]
+        settings = request.sampling, self._adapter
+        return [Submission(ids, *settings, each, request.priority, self._owner) for ids, each in pairs]
 
     def __enter__(self) -> "Generation":
         return self
@@ -79,6 +106,7 @@ class Generation:
 
     def close(self) -> None:
         self._service.admission.leave(self.count)
+        self._service.rates.give_back(self._owner, self._allowed - self._used_tokens())
         if not self.outputs.ended:
             self._submitted.add_done_callback(self._cancel)
 
@@ -93,6 +121,9 @@ class Generation:
             await asyncio.shield(asyncio.wrap_future(self._submitted))
         except UnknownAdapter as error:
             raise model_not_found(self.request.adapter) from error
+        except NoRoomForAdapter as error:
+            catalog = self._service.catalog
+            raise no_room(await run_in_threadpool(catalog.readable, self._owner, str(error))) from error
         except ValueError as error:
             raise api_error_of(error) from error
 
@@ -137,11 +168,12 @@ async def begin(request: Request, chat: bool) -> Generation:
     Raises:
         ApiError: why not. ClientDisconnect: the client has gone.
     """
-    arrival, service = time.perf_counter(), service_of(request)
+    arrival, service, owner = time.perf_counter(), service_of(request), owner_of(request)
+    service.rates.take_request(owner)
     service.admission.enter()
     try:
         raw = await read_body(request, service.config.max_body_bytes)
-        generation = await run_in_threadpool(submit, service, raw, chat, arrival)
+        generation = await run_in_threadpool(submit, service, owner, raw, chat, arrival)
     except BaseException:
         service.admission.leave(1)
         raise
@@ -153,14 +185,23 @@ async def begin(request: Request, chat: bool) -> Generation:
     return generation
 
 
-def submit(service: Service, raw: bytes, chat: bool, arrival: float) -> Generation:
+def submit(service: Service, owner: str, raw: bytes, chat: bool, arrival: float) -> Generation:
     """On a worker's thread, since long prompts take long to encode and a program may have to be compiled."""
     try:
         delivery, body = split_delivery(parse_body(raw), chat)
         defaults = service.engine.defaults.sampling
         request = translate(body, chat=chat, base_names=service.base_names, defaults=defaults)
-        if request.adapter is not None and not service.trained.load(request.adapter):
-            raise model_not_found(request.adapter)  # the engine would say so too, after much work
-        return Generation(service, request, delivery, arrival)
+        adapter = adapter_of(service, owner, request.adapter)
+        return Generation(service, owner, request, adapter, delivery, arrival)
     except (ValueError, ApiError) as error:
         raise api_error_of(error) from error
+
+
+def adapter_of(service: Service, owner: str, name: str | None) -> str | None:
+    """The engine's name for the adapter that an owner means, which is on the device then. Raises ApiError."""
+    if name is None:
+        return None
+    found = service.catalog.bring(owner, name)
+    if found is None:
+        raise model_not_found(name)  # the engine would say so too, after much work
+    return found

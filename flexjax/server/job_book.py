@@ -28,12 +28,12 @@ class JobBook:
     def __init__(self, store: Store, folder: DataFolder):
         self.store, self.folder = store, folder
 
-    def create(self, request: JobRequest, base: str, organization: str) -> dict[str, Any]:
+    def create(self, request: JobRequest, owner: str, base: str, organization: str) -> dict[str, Any]:
         """A job that is to be validated; its row."""
         identifier, now = new_id("ftjob"), time.time()
         name = f"ft:{base}:{organization}:{request.suffix}:{identifier[-NAME_LETTERS:]}"
         with self.store.writing():
-            row = {"id": identifier, "created": int(now), "name": name, "request": request.as_dict()}
+            row = {"id": identifier, "created": int(now), "name": name, "request": request.as_dict(), "owner": owner}
             added = self.store.add("jobs", **row, status="validating_files", trained_tokens=0)
             assert added, "an identifier was drawn twice"
             self._add(identifier, event_row("created", now, f"Created fine-tuning job: {identifier}"))
@@ -96,7 +96,7 @@ class JobBook:
         size = os.path.getsize(self.folder.file(result))
         file = {"id": result, "created": int(time.time()), "filename": f"{identifier}-results.csv", "bytes": size}
         with self.store.writing():
-            self.store.add("files", **file, purpose=RESULT_PURPOSE, rows=len(table))
+            self.store.add("files", **file, owner=row["owner"], purpose=RESULT_PURPOSE, rows=len(table))
             self._end(identifier, "succeeded", f"The job has ended; the new model is {row['name']}", result=result)
 
     def fail(self, identifier: str, error: str) -> None:

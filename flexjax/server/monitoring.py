@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from flexjax.server.adapter_metrics import AdapterFacts
 from flexjax.server.iterations import EngineFacts
 from flexjax.server.service import Service, service_of
 from flexjax.server.timeline import ServingTotals
@@ -49,11 +50,12 @@ def request_families(totals: ServingTotals, labels: dict[str, str]) -> Iterator[
     yield totals.e2e.family("vllm:e2e_request_latency_seconds", "From arrival to the end.", labels)
 
 
-def engine_families(facts: EngineFacts, labels: dict[str, str]) -> Iterator[Metric]:
+def engine_families(facts: EngineFacts, unstarted: int, labels: dict[str, str]) -> Iterator[Metric]:
+    """``unstarted``: requests that wait for their adapter, before they wait for a row."""
     now, totals = facts.statistics, facts.totals
     used = (now.pages - now.available_pages) / now.pages
     yield gauge("vllm:num_requests_running", "Sequences that have a row.", labels, now.running)
-    yield gauge("vllm:num_requests_waiting", "Sequences that wait for one.", labels, now.waiting)
+    yield gauge("vllm:num_requests_waiting", "Sequences that wait for one.", labels, now.waiting + unstarted)
     yield gauge("vllm:kv_cache_usage_perc", "Pages in use, 1 is all; tapes are among them.", labels, used)
     yield counter("vllm:num_preemptions", "Sequences that lost their row to others.", labels, {"": now.preemptions})
     yield counter("flexjax:prefix_hit_pages", "Pages reused, not computed.", labels, {"": now.prefix_hits})
@@ -83,18 +85,20 @@ def job_families(service: Service, labels: dict[str, str]) -> list[Metric]:
     return [jobs, losses]
 
 
-async def engine_facts(service: Service) -> EngineFacts:
-    """Gathered on the engine's thread, between two iterations."""
-    return await asyncio.shield(asyncio.wrap_future(service.engine.loop.post(service.facts.gather, service.engine)))
+async def engine_facts(service: Service) -> tuple[EngineFacts, AdapterFacts]:
+    """Gathered on the engine's thread, between the same two iterations."""
+    gather = lambda: (service.facts.gather(service.engine), AdapterFacts.gather(service.engine))
+    return await asyncio.shield(asyncio.wrap_future(service.engine.loop.post(gather)))
 
 
 async def metrics(request: Request) -> Response:
     service = service_of(request)
     labels = {"model_name": service.base_name}
-    facts = await engine_facts(service)
+    facts, adapters = await engine_facts(service)
     jobs = await run_in_threadpool(job_families, service, labels)
     registry = CollectorRegistry()
-    registry.register(Snapshot([*engine_families(facts, labels), *request_families(service.totals, labels), *jobs]))
+    families = [*engine_families(facts, adapters.unstarted, labels), *adapters.families(labels)]
+    registry.register(Snapshot([*families, *request_families(service.totals, labels), *jobs]))
     encode, content_type = choose_encoder(request.headers.get("accept", ""))
     return Response(encode(registry), headers={"Content-Type": content_type})
 

@@ -9,11 +9,13 @@ from starlette.requests import Request
 import flexjax
 from flexjax.server.admission import Admission
 from flexjax.server.bridge import Bridge
+from flexjax.server.catalog import Catalog
 from flexjax.server.config import ServerConfig
 from flexjax.server.data_folder import DATABASE, DataFolder
 from flexjax.server.iterations import EngineGauge
 from flexjax.server.job_book import JobBook
 from flexjax.server.job_keeper import JobKeeper
+from flexjax.server.rates import RateLimits
 from flexjax.server.store import Store
 from flexjax.server.timeline import ServingTotals
 from flexjax.server.trained_models import TrainedModels
@@ -22,8 +24,10 @@ from flexjax.server.trained_models import TrainedModels
 @dataclass
 class Service:
     """Attributes:
+    private: owners are kept apart, by their keys.
     started: Unix seconds.
-    adapter_paths: where adapters that clients loaded came from, as they named it; others are absent.
+    adapter_paths: where adapters that clients loaded came from, as they named it, by the engine's names; others are
+        absent.
 
     Raises:
         ConfigError: the data folder cannot be used.
@@ -31,10 +35,13 @@ class Service:
 
     engine: "flexjax.Engine"
     config: ServerConfig
+    private: bool = False
     admission: Admission = field(init=False)
+    rates: RateLimits = field(init=False)
     folder: DataFolder = field(init=False)
     store: Store = field(init=False)
     trained: TrainedModels = field(init=False)
+    catalog: Catalog = field(init=False)
     keeper: JobKeeper = field(init=False)
     bridge: Bridge = field(default_factory=Bridge)
     totals: ServingTotals = field(default_factory=ServingTotals)
@@ -44,14 +51,16 @@ class Service:
 
     def __post_init__(self):
         self.admission = Admission(self.engine.config.max_rows, self.config.max_queue)
+        self.rates = RateLimits(self.config.requests_per_minute, self.config.tokens_per_minute)
         self.folder = DataFolder(Path(self.config.data_dir).resolve())
         try:
             self.store = Store(self.folder.root / DATABASE)
         except BaseException:
             self.folder.close()
             raise
-        self.trained = TrainedModels(self.engine, self.store, self.folder)
-        self.keeper = JobKeeper(self.engine, JobBook(self.store, self.folder), self.trained)
+        self.trained = TrainedModels(self.engine, self.store, self.folder, self.config.max_checkpoints)
+        self.catalog = Catalog(self.engine, self.trained, self.private)
+        self.keeper = JobKeeper(self.engine, JobBook(self.store, self.folder), self.trained, self.catalog)
 
     def close(self) -> None:
         """After the engine, whose last checkpoints are still written down."""
@@ -66,11 +75,6 @@ class Service:
     def base_names(self) -> tuple[str, str]:
         """All names that mean the base model."""
         return self.base_name, self.engine.config.model
-
-    def adapter_names(self) -> list[str]:
-        """Of those on the device, and of those that come there when they are asked for."""
-        resident = self.engine.adapters.named.copy()  # a copy is made in one go; the engine's thread may write
-        return sorted({*resident, *self.trained.names()})
 
 
 def service_of(request: Request) -> Service:

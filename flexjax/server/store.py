@@ -15,9 +15,6 @@ from typing import Any
 
 from flexjax.fields import ConfigError
 
-VERSION = 1
-"""Of the tables; a file of another one is refused."""
-
 SCHEMA = """
 CREATE TABLE files (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, created INTEGER NOT NULL, filename TEXT NOT NULL,
@@ -34,6 +31,19 @@ CREATE TABLE checkpoints (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, created INTEGER NOT NULL, job TEXT NOT NULL,
     name TEXT UNIQUE NOT NULL, step INTEGER NOT NULL, metrics TEXT NOT NULL, UNIQUE (job, step));
 """
+
+MIGRATIONS = (
+    """
+ALTER TABLE files ADD COLUMN owner TEXT NOT NULL DEFAULT '';
+ALTER TABLE jobs ADD COLUMN owner TEXT NOT NULL DEFAULT '';
+ALTER TABLE jobs ADD COLUMN deleted INTEGER;
+""",
+)
+"""What makes the tables of each version those of the next; SCHEMA is the first. What was kept before there were owners
+belongs to the operator. ``deleted`` is when a job's model was."""
+
+VERSION = 1 + len(MIGRATIONS)
+"""Of the tables; a file of a newer one is refused."""
 
 LETTERS = string.ascii_letters + string.digits
 JSON_COLUMNS = ("request", "data", "metrics")
@@ -67,13 +77,17 @@ class Store:
 
     def _prepare(self, path: Path) -> None:
         (found,) = self._connection.execute("PRAGMA user_version").fetchone()
-        if found not in (0, VERSION):
-            raise ConfigError(f"{path} has tables of version {found}, not {VERSION}; choose another data_dir")
+        if not 0 <= found <= VERSION:
+            raise ConfigError(
+                f"{path} has tables of version {found}, and this program knows those up to {VERSION}; choose another "
+                "data_dir, or the program that made it"
+            )
         fault = self._connection.execute("PRAGMA quick_check").fetchone()[0]
         if fault != "ok":
             raise ConfigError(f"{path} is torn: {fault}; move it away to start anew")
-        if found == 0:
-            self._connection.executescript(f"BEGIN;{SCHEMA}PRAGMA user_version = {VERSION};COMMIT;")
+        steps = "".join((SCHEMA, *MIGRATIONS)[found:])
+        if steps:
+            self._connection.executescript(f"BEGIN;{steps}PRAGMA user_version = {VERSION};COMMIT;")
 
     def close(self) -> None:
         with self._lock:
@@ -91,7 +105,8 @@ class Store:
                 yield
                 self._connection.execute("COMMIT")
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                if self._connection.in_transaction:  # a full disk has rolled it back already
+                    self._connection.execute("ROLLBACK")
                 raise
 
     def add(self, table: str, **values: Any) -> bool:

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, Protocol
 
 from starlette.responses import Response
@@ -28,7 +28,7 @@ class Answer(Protocol):
 
     def closing(self) -> dict[str, Any]: ...
 
-    def usage(self) -> dict[str, int]: ...
+    def usage(self) -> dict[str, Any]: ...
 
 
 class EventStream(Response):
@@ -36,8 +36,8 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, generation: Generation, answer: Answer):
-        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+    def __init__(self, generation: Generation, answer: Answer, headers: Mapping[str, str]):
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers})
         del self.headers["content-length"]
         self._generation, self._answer = generation, answer
 

@@ -1,6 +1,7 @@
 """LoraAdapter: one LoRA adapter on the host, whatever file it came from. It knows no files and no devices."""
 
 import dataclasses
+import hashlib
 import math
 from collections import Counter
 from dataclasses import dataclass, field
@@ -60,6 +61,26 @@ class LoraAdapter:
         """The scale most terms have (of equally many, the largest)."""
         counts = Counter(term.scale(self.use_rslora) for term in self._all_terms())
         return max(counts, key=lambda scale: (counts[scale], scale))
+
+    @property
+    def nbytes(self) -> int:
+        """Of the weights."""
+        return sum(a.nbytes + b.nbytes for a, b in self.weights.values())
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for adapters of equal weights, and for no others."""
+        digest = hashlib.sha256()
+        for name in sorted(self.weights):
+            for factor in self.weights[name]:
+                digest.update(f"{name} {factor.shape}".encode())
+                digest.update(np.ascontiguousarray(factor).data)
+        return digest.hexdigest()
+
+    @property
+    def outline(self) -> "LoraAdapter":
+        """The adapter without its weights."""
+        return dataclasses.replace(self, weights={}, originals={})
 
     @property
     def target_modules(self) -> tuple[str, ...]:

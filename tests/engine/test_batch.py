@@ -32,7 +32,9 @@ def dims() -> Dimensions:
 @pytest.fixture(scope="module")
 def table() -> AdapterTable:
     table = AdapterTable(adapters=3, rank_capacity=32)
-    table.announce(table.place("x", 12, 0.5))
+    version = table.new("x", 12, 0.5)
+    assert table.try_seat(version)
+    table.announce(version)
     return table
 
 

@@ -104,26 +104,33 @@ def test_an_unloaded_model_comes_back_when_it_is_asked_for(tuning, tuner, finish
     assert tuner.completions.create(model=name, prompt=PROMPT, **settings).choices[0].text == before
 
 
-def test_without_room_the_setting_is_named(tuning, tuner, finished):
-    """There are 12 places."""
+def test_a_model_takes_the_place_of_one_that_nobody_uses(tuning, tuner, finished):
+    """There are 12 places, and all are taken."""
     engine, name = tuning.engine, finished.fine_tuned_model
+    before = engine.generate([PROMPT], GREEDY, name)[0].text
     engine.unload_adapter(name)
-    copies = [f"copy{number}" for number in range(12 - len(engine.adapters.named))]
+    copies = [f"copy{number}" for number in range(12)]
     for copy in copies:
         engine.load_adapter(copy, tuning.service.folder.adapter(name))
-    try:
-        with pytest.raises(openai.BadRequestError, match="raise max_adapters"):
-            tuner.completions.create(model=name, prompt=PROMPT, max_tokens=1)
-    finally:
-        for copy in copies:
-            engine.unload_adapter(copy)
+        assert engine.generate([PROMPT], GREEDY, copy)[0].text == before
+    settings = {"max_tokens": 12, "temperature": 0, "extra_body": {"ignore_eos": True}}
+    assert tuner.completions.create(model=name, prompt=PROMPT, **settings).choices[0].text == before
+    for copy in copies:
+        engine.unload_adapter(copy)
+
+
+def test_a_new_model_need_not_stay_in_memory(tuning, finished):
+    """Its files were written when the job ended, and read back."""
+    engine, name = tuning.engine, finished.fine_tuned_model
+    version = engine.loop.call(engine.adapters.find, name)
+    assert engine.library.host._kept[version.version].folder == tuning.service.folder.adapter(name)
 
 
 def test_a_job_goes_on_from_a_model(tuning, tuner, rows, finished):
     start = finished.fine_tuned_model
     job = create(tuner, rows, {**SHORT, "max_steps": 1, "learning_rate": 0.0}, model=start)
     done = ended(tuner, job.id)
-    tuning.service.trained.load(start)
+    assert tuning.service.trained.find(start)
     assert done.status == "succeeded" and done.model == start, done.error
     assert_same(tuning.engine.adapter(done.fine_tuned_model), tuning.engine.adapter(start))
 

@@ -8,6 +8,7 @@ import openai
 import pytest
 
 from tests.server.conftest import halted, wait_until
+from tests.server.fault_record import TRIES, note
 
 BODY = {"model": "tiny", "prompt": "a", "max_tokens": 2, "temperature": 0, "extra_body": {"ignore_eos": True}}
 ROWS, STREAMS = 4, 500
@@ -80,3 +81,28 @@ def test_five_hundred_streams(server, engine):
     assert [text for text, _ in answers[256:]] == [expected[number % 256] for number in range(256, STREAMS)]
     assert len(set(expected.values())) > 50, "answers to different prompts differ"
     wait_until(lambda: server.service.admission.open == 0)
+
+
+def test_thousands_in_the_queue_are_answered_and_those_beyond_refused(serving, engine):
+    """Ten thousand in `make test-faults`. The queue is filled while the engine stands still."""
+    each, total = 100, min(10_000, 1_000 * TRIES)
+    body = BODY | {"n": each, "max_tokens": 1}
+
+    async def flood(server):
+        async with server.async_client(timeout=300) as client:
+            ask = lambda: asyncio.create_task(client.completions.create(**body))
+            with halted(engine):
+                waiting = [ask() for _ in range(total // each)]
+                while server.service.admission.open < total:
+                    await asyncio.sleep(0.01)
+                refused = await asyncio.gather(*[ask() for _ in range(50)], return_exceptions=True)
+            return await asyncio.gather(*waiting), refused
+
+    with serving(max_queue=total - ROWS) as server:
+        answers, refused = asyncio.run(flood(server))
+        assert {type(each) for each in refused} == {openai.RateLimitError}
+        choices = [choice for answer in answers for choice in answer.choices]
+        assert len(choices) == total and len({choice.text for choice in choices}) == 1
+        assert sum(answer.usage.completion_tokens for answer in answers) == total
+        wait_until(lambda: server.service.admission.open == 0)
+    note("queue", sequences=total, answered=len(choices), refused=len(refused) * each)

@@ -6,7 +6,7 @@ import pytest
 
 from flexjax.fields import ConfigError
 from flexjax.server.data_folder import DataFolder
-from flexjax.server.store import Store, new_id
+from flexjax.server.store import VERSION, Store, new_id
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_files_that_are_no_database_of_ours_are_refused(tmp_path):
     with sqlite3.connect(tmp_path / "newer") as newer:
         newer.execute("PRAGMA user_version = 9")
     newer.close()
-    with pytest.raises(ConfigError, match="version 9, not 1"):
+    with pytest.raises(ConfigError, match=f"version 9, and this program knows those up to {VERSION}"):
         Store(tmp_path / "newer")
 
 

@@ -1,0 +1,182 @@
+"""A server is killed at seeded moments of a job and of traffic. What it had acknowledged is there afterwards, once; the
+job's adapter is to the byte that of a job nobody killed; and every answer was the right one."""
+
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+import openai
+import pytest
+
+from tests.server.fault_record import TRIES, note
+from tests.server.jobs import FAST, PROMPT, ROWS, create, ended, jsonl, upload
+from tests.server.processes import adapter_bytes, served, write_config
+
+MOMENTS = 2
+STEPS, EVERY = 240, 20
+JOB = {**FAST, "batch_size": 4, "max_steps": STEPS, "checkpoint_every": EVERY, "schedule": "constant"}
+ANSWER = {"prompt": PROMPT, "max_tokens": 6, "temperature": 0, "extra_body": {"ignore_eos": True}}
+PLACES = {"max_adapters": 3, "adapter_rank_capacity": 24}
+"""Fewer than checkpoints that are asked for."""
+
+
+def checkpoints_of(client, job: str) -> list:
+    return list(client.fine_tuning.jobs.checkpoints.list(job))
+
+
+def events_of(client, job: str) -> list:
+    return list(client.fine_tuning.jobs.list_events(job, limit=1000))
+
+
+def said(client, model: str, **settings) -> str:
+    return client.completions.create(model=model, **ANSWER, **settings).choices[0].text
+
+
+@dataclass
+class Whole:
+    """What comes of the job when nobody kills it.
+
+    Attributes:
+        adapter: bytes of its file.
+        answers: of the base model (step 0) and of each checkpoint, by its step.
+    """
+
+    adapter: bytes
+    answers: dict[int, str]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, compilation_cache) -> Whole:
+    config = write_config(tmp_path_factory.mktemp("whole"), compilation_cache, **PLACES)
+    with served(config) as (_, client):
+        done = ended(client, create(client, upload(client, jsonl(ROWS)).id, JOB, seed=5).id)
+        assert done.status == "succeeded", done.error
+        models = {each.step_number: each.fine_tuned_model_checkpoint for each in checkpoints_of(client, done.id)}
+        answers = {step: said(client, model) for step, model in {**models, 0: "tiny"}.items()}
+    assert len(set(answers.values())) > 3, "checkpoints cannot be told apart by their answers"
+    return Whole(adapter_bytes(config, done.fine_tuned_model), answers)
+
+
+@dataclass
+class Ledger:
+    """What the server has acknowledged, and how requests ended.
+
+    Attributes:
+        seen: job -> its events and checkpoints, by identifier.
+        ends: of requests: "answered", a refusal's status, or "cut" where the connection broke.
+        wrong: answers that are not those of the model asked for.
+    """
+
+    whole: Whole
+    job: str = ""
+    files: list[str] = field(default_factory=list)
+    deleted: set[str] = field(default_factory=set)
+    events: dict[str, object] = field(default_factory=dict)
+    checkpoints: dict[str, object] = field(default_factory=dict)
+    ends: Counter = field(default_factory=Counter)
+    wrong: list = field(default_factory=list)
+
+    def ask(self, client, turn: random.Random) -> None:
+        """The base model or a checkpoint, streamed or not."""
+        models = {0: "tiny"} | {each.step_number: each.fine_tuned_model_checkpoint for each in self.known()}
+        step = turn.choice(sorted(models))
+        if turn.random() < 0.5:
+            text = said(client, models[step])
+        else:
+            chunks = client.completions.create(model=models[step], stream=True, **ANSWER)
+            text = "".join(chunk.choices[0].text for chunk in chunks if chunk.choices)
+            if len(text) < len(self.whole.answers[step]):
+                raise openai.APIConnectionError(request=None)  # a stream that was cut ends early
+        self.ends["answered"] += 1
+        if text != self.whole.answers[step]:
+            self.wrong.append((step, text))
+
+    def known(self) -> list:
+        return list(self.checkpoints.values())
+
+    def upload(self, client, turn: random.Random) -> None:
+        self.files.append(upload(client, jsonl(ROWS[: turn.randint(1, 8)])).id)
+
+    def delete(self, client, turn: random.Random) -> None:
+        if len(self.files) > 2:
+            client.files.delete(file := turn.choice(self.files[1:]))
+            self.deleted.add(file)
+            self.files.remove(file)
+
+    def look(self, client, _: random.Random) -> None:
+        self.events.update({each.id: each for each in events_of(client, self.job)})
+        self.checkpoints.update({each.id: each for each in checkpoints_of(client, self.job)})
+
+    def check(self, client) -> None:
+        """Everything is there once, as it was told."""
+        files = Counter(file.id for file in client.files.list())
+        assert set(self.files) <= set(files) and not self.deleted & set(files) and set(files.values()) <= {1}
+        for told, listed in ((self.events, events_of), (self.checkpoints, checkpoints_of)):
+            found = listed(client, self.job)
+            assert len({each.id for each in found}) == len(found)
+            kept = {each.id: each for each in found}
+            assert all(kept.get(identifier) == each for identifier, each in told.items())
+        assert [job.id for job in client.fine_tuning.jobs.list()] == [self.job]
+
+
+def traffic(ledger: Ledger, client, turn: random.Random, dead: threading.Event) -> None:
+    """One client after another until the server is dead. Who is in the middle of a deletion then may not know whether
+    it happened, so that deletions are only told when they are acknowledged, and no file is deleted twice."""
+    acts = [ledger.ask] * 6 + [ledger.upload] * 2 + [ledger.look] * 2
+    while not dead.is_set():
+        try:
+            turn.choice(acts)(client, turn)
+        except openai.APIConnectionError:
+            ledger.ends["cut"] += 1
+            return
+        except openai.APIStatusError as refusal:
+            ledger.ends[str(refusal.status_code)] += 1
+        except openai.APIError:  # a stream's last event says that it failed
+            ledger.ends["failed"] += 1
+
+
+def live(ledger: Ledger, process, client, turn: random.Random, seconds: float) -> None:
+    """Two clients for so long; then the server is killed."""
+    dead, patient = threading.Event(), client.with_options(max_retries=0)
+    threads = [
+        threading.Thread(target=traffic, args=(ledger, patient, random.Random(turn.random()), dead)) for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    time.sleep(seconds)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    dead.set()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive(), "a request was neither answered nor refused"
+
+
+@pytest.mark.parametrize("seed", range(TRIES))
+def test_a_server_that_is_killed_at_any_moment_forgets_nothing(seed, whole, tmp_path, compilation_cache):
+    turn, ledger, config = random.Random(seed), Ledger(whole), write_config(tmp_path, compilation_cache, **PLACES)
+    for moment in range(MOMENTS):
+        with served(config) as (process, client):
+            if moment == 0:
+                ledger.files.append(upload(client, jsonl(ROWS)).id)
+                ledger.job = create(client, ledger.files[0], JOB, seed=5).id
+            ledger.check(client)
+            ledger.delete(client, turn)
+            seconds = turn.uniform(0.0, 3.0)
+            live(ledger, process, client, turn, seconds)
+    with served(config) as (_, client):
+        ledger.check(client)
+        done = ended(client, ledger.job)
+        assert done.status == "succeeded", done.error
+        ledger.check(client)
+        steps = sorted(event.data["step"] for event in events_of(client, done.id) if "train_loss" in (event.data or {}))
+        assert steps == list(range(1, STEPS + 1))
+        assert [each.step_number for each in checkpoints_of(client, done.id)] == list(range(STEPS, 0, -EVERY))
+        assert said(client, done.fine_tuned_model) == whole.answers[STEPS]
+    assert adapter_bytes(config, done.fine_tuned_model) == whole.adapter
+    assert not ledger.wrong and set(ledger.ends) <= {"answered", "cut", "429", "503"}
+    told = {"events": len(ledger.events), "checkpoints": len(ledger.checkpoints), "files": len(ledger.files)}
+    note("kill", seed=seed, moments=MOMENTS, **told, answered=ledger.ends["answered"], cut=ledger.ends["cut"])
