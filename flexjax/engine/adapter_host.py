@@ -85,7 +85,9 @@ class HostAdapters:
         """A version was written to a folder: whether the very same is read from there. If so it need not stay in
         memory."""
         with self._lock:
-            kept = self._kept[version]
+            kept = self._kept.get(version)
+        if kept is None:
+            return False  # nobody can ask for it any more
         try:
             require_same(kept, self._read(folder))
         except (OSError, ValueError):

@@ -6,7 +6,8 @@ take long, and iterations go on meanwhile.
 Order: whoever finds its adapter on the device starts at once. Others wait, and the most senior of them goes first:
 its adapter takes the place of the one least recently used that nobody holds. Where all are held, one of them is
 *drained*: those who hold it end in peace, but its later requests line up behind the senior one, so that nobody waits
-for ever.
+for ever. (Who holds a place may itself wait for a row, behind requests of higher priority; if there are always some,
+both wait.)
 """
 
 import heapq

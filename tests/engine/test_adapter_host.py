@@ -81,6 +81,7 @@ def test_one_in_no_file_stays_until_it_is_in_one(host, reads, folders):
     with pytest.raises(NoRoomForAdapter):
         host.require_room(1)
     host.forget(1)
+    assert not host.saved(1, folders[1]), "it is not known any more"
     host.require_room(BYTES)
     assert_is(host.fetch(0), 0)
 
