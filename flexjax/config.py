@@ -35,6 +35,9 @@ class EngineConfig:
         row_sizes: decode slots of the layouts, ascending, the last one ``max_rows``. On a GPU multiples of 8: around
             products of other sizes XLA copies their inputs and outputs.
         chunk_sizes: chunk slots of the layouts, ascending multiples of 64.
+        step_sizes: slots of the layouts with a chunk, rows included, ascending; each number of rows gets the chunks
+            that fill them, in multiples of 64 and at least 64. Wins over ``chunk_sizes``. A GPU computes in waves of
+            tiles: on 132 multiprocessors multiples of 1,024 slots fill them for most models.
         pages: pages in the pool; None takes what the memory plan leaves.
         memory_fraction: share of the device's memory that flexjax may use.
         memory_bytes: the same as a number of bytes; wins over the fraction.
@@ -68,6 +71,7 @@ class EngineConfig:
     max_rows: int = 8
     row_sizes: tuple[int, ...] | None = None
     chunk_sizes: tuple[int, ...] = (64, 256)
+    step_sizes: tuple[int, ...] | None = None
     pages: int | None = None
     memory_fraction: float = 0.9
     memory_bytes: int | None = None
@@ -112,15 +116,24 @@ class EngineConfig:
         check_multiple(self, "microbatch_tokens", self.backward_window, "backward_window")
         if not self.chunk_sizes or any(size < 1 or size % PAGE_TOKENS for size in self.chunk_sizes):
             raise ConfigError(f"chunk_sizes is {list(self.chunk_sizes)}; it needs multiples of {PAGE_TOKENS}")
+        if self.step_sizes is not None and (not self.step_sizes or min(self.step_sizes) < PAGE_TOKENS):
+            raise ConfigError(f"step_sizes is {list(self.step_sizes)}; it needs numbers of at least {PAGE_TOKENS}")
         if self.row_sizes is not None and (self.row_sizes[-1:] != (self.max_rows,) or self.row_sizes[0] < 1):
             raise ConfigError(
                 f"row_sizes is {list(self.row_sizes)}; it needs numbers of at least 1 that end with max_rows "
                 f"({self.max_rows})"
             )
-        for name in ("chunk_sizes", "row_sizes"):
+        for name in ("chunk_sizes", "step_sizes", "row_sizes"):
             sizes = getattr(self, name) or ()
             if list(sizes) != sorted(set(sizes)):
                 raise ConfigError(f"{name} is {list(sizes)}; the sizes must ascend")
+
+    def chunks_beside(self, rows: int) -> tuple[int, ...]:
+        """Chunk slots of the layouts of so many rows."""
+        if self.step_sizes is None:
+            return self.chunk_sizes
+        filling = {max(size - rows, PAGE_TOKENS) // PAGE_TOKENS * PAGE_TOKENS for size in self.step_sizes}
+        return tuple(sorted(filling))
 
     @property
     def options(self) -> dict[str, Any]:
