@@ -99,7 +99,7 @@ def test_finetuning_of_whole_sequences_of_one_module(measure):
     [
         ("finetune_all", 64, 4, 1 + 13, 7),
         ("finetune_all_lean90", 64, 2, 1 + 9, 7),
-        ("finetune_all_lean80", 64, 1, 1 + 2, 7),
+        ("finetune_all_lean80", 64, 2, 1 + 4, 7),
         ("finetune_down", 128, 6, 1 + 22, 13),
     ],
 )
