@@ -86,7 +86,8 @@ def test_every_answer_is_by_the_version_that_its_name_meant(new_engine, voices):
         for folder, listener in asked:
             assert answer(listener) == voices[folder]
         tier, table = engine.library.tier, engine.adapters
-        assert tier.evictions > 5 and tier.loads > 5 and len(table.resident) == 2
+        assert tier.evictions > 5 and tier.loads > 5
+        assert len(table.resident) <= 2  # fewer, where those that answered last had lost their names
         assert engine.library.host.bytes <= 3 * nbytes
         assert set(table.named) == set(meaning)
         engine.loop.call(engine.scheduler.check)
