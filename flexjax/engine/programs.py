@@ -88,15 +88,19 @@ class Compiled:
 
 def looked_up(program: Callable[..., Compiled]) -> Callable[..., Compiled]:
     """A program that is there is found by its arguments alone: describing it, for which its shapes and shardings are
-    made, takes the host longer than packing its batch, and once per backward unit nearly as long as the unit."""
+    made, takes the host longer than packing its batch, and once per backward unit nearly as long as the unit.
+
+    Threads that ask for the same one wait for the first of them; different ones compile at the same time.
+    """
 
     @functools.wraps(program)
     def lookup(self: "Programs", *arguments) -> Compiled:
         key = (program.__name__, *arguments)
-        found = self.described.get(key)
-        if found is None:
-            found = self.described[key] = program(self, *arguments)
-        return found
+        if key not in self.compiled:
+            with self._turns.setdefault(key, threading.Lock()):
+                if key not in self.compiled:
+                    self.compiled[key] = program(self, *arguments)
+        return self.compiled[key]
 
     return lookup
 
@@ -116,7 +120,6 @@ class Programs:
         self.weights = jax.eval_shape(self.joined, self.frozen)
         self.options = dict(COMPILER_OPTIONS[mesh.devices.flat[0].platform])
         self.compiled: dict[tuple, Compiled] = {}
-        self.described: dict[tuple, Compiled] = {}
         self._levels, self._logprobs = {SamplingLevel.GREEDY}, False
         self._offering = threading.RLock()
         self._turns: dict[tuple, threading.Lock] = {}
@@ -129,7 +132,7 @@ class Programs:
         batch = self._batch(forward_fields(self.dims, layout))
         specs = (weight_specs(self.weights), stack_specs(), POOL_SPEC, RowState(P(), P()), P())
         out = (POOL_SPEC, RowState(P(), P()), P())
-        return self._compile(("forward", layout), body, (*shapes, batch), specs, out, donated=(2, 3))
+        return self._compile(body, (*shapes, batch), specs, out, donated=(2, 3))
 
     @looked_up
     def sample(self, rows: int, level: SamplingLevel, logprobs: bool) -> Compiled:  # iteration
@@ -137,7 +140,7 @@ class Programs:
         logits = jax.ShapeDtypeStruct((rows, self.dims.model.vocab_size), jnp.float32)
         shapes = (row_shapes(self.dims), logits, self._batch(sampling_fields(rows)))
         specs = (RowState(P(), P()), P(), P())
-        return self._compile(("sample", rows, level, logprobs), body, shapes, specs, (specs[0], P()), donated=(0,))
+        return self._compile(body, shapes, specs, (specs[0], P()), donated=(0,))
 
     def offer_sampling(self, row_sizes: Iterable[int], level: SamplingLevel, logprobs: bool) -> None:
         """Compile what batches need that hold a request of this level, alone and mixed with all that came before.
@@ -161,7 +164,7 @@ class Programs:
         gradients = gradient_shapes(self.dims, job.rank, job.modules)
         shapes = (self.weights, pool_shape(self.dims), gradients, self._batch(loss_fields(self.dims)))
         specs = (weight_specs(self.weights), POOL_SPEC, gradient_specs(job.modules), P())
-        return self._compile(("loss", job), body, shapes, specs, (gradient_specs(job.modules), P()), donated=(2,))
+        return self._compile(body, shapes, specs, (gradient_specs(job.modules), P()), donated=(2,))
 
     @looked_up
     def backward(self, job: JobShape) -> Compiled:  # layer and window
@@ -175,7 +178,7 @@ class Programs:
         shapes = (jax.tree.map(bits, stacked), *state)
         master_spec = Master(**factor_specs(job.modules), optimizer=None)
         specs = (layer_specs, master_spec, POOL_SPEC, gradient_specs(job.modules), P())
-        return self._compile(("backward", job), body, shapes, specs, (gradient_specs(job.modules), P()), donated=(3,))
+        return self._compile(body, shapes, specs, (gradient_specs(job.modules), P()), donated=(3,))
 
     @looked_up
     def update(self, job: JobShape, spec: OptimizerSpec) -> Compiled:  # accumulation boundary
@@ -186,20 +189,21 @@ class Programs:
         scalars = (jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32))
         ratios = {name: jax.ShapeDtypeStruct((self.dims.model.num_layers, 1, 1), jnp.float32) for name in job.modules}
         shapes = (master, gradients, stack_shapes(self.dims), *scalars, ratios)
-        key = ("update", job, spec)
         states = (master_specs(master, job.modules), gradient_specs(job.modules), stack_specs())
         specs = (*states, P(), P(), {name: P() for name in job.modules})
         out = (*specs[:3], P())
-        return self._compile(key, body, shapes, specs, out, donated=(0, 1, 2), partitioned=True)
+        return self._compile(body, shapes, specs, out, donated=(0, 1, 2), partitioned=True)
+
+    def publish(self, job: JobShape) -> Compiled:  # adapter loaded or handed over
+        return self._publish(job.rank, job.modules)
 
     @looked_up
-    def publish(self, job: JobShape) -> Compiled:  # adapter loaded or handed over
-        factors = adapter_shapes(self.dims, job.rank, job.modules, jnp.float32)
+    def _publish(self, rank: int, modules: tuple[str, ...]) -> Compiled:
+        factors = adapter_shapes(self.dims, rank, modules, jnp.float32)
         shapes = (stack_shapes(self.dims), factors, jax.ShapeDtypeStruct((), jnp.int32))
-        specs = (stack_specs(), factor_specs(job.modules), P())
-        key = ("publish", job.rank, job.modules)
+        specs = (stack_specs(), factor_specs(modules), P())
         body = functools.partial(publish, self.dims)
-        return self._compile(key, body, shapes, specs, stack_specs(), donated=(0,), partitioned=True)
+        return self._compile(body, shapes, specs, stack_specs(), donated=(0,), partitioned=True)
 
     def kernels_of(self, job: JobShape) -> Kernels:
         return self.kernels.for_job(job.rank, self.dims.window)
@@ -258,15 +262,8 @@ class Programs:
     def _batch(self, fields) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((packed_words(fields),), jnp.int32)
 
-    def _compile(self, key, body, shapes, specs, out_specs, donated, partitioned=False) -> Compiled:
-        """Lower and compile ahead of time, different programs at the same time if several threads ask. ``partitioned``:
-        no collectives of its own, the compiler partitions it."""
-        with self._turns.setdefault(key, threading.Lock()):
-            if key not in self.compiled:
-                self.compiled[key] = self._built(body, shapes, specs, out_specs, donated, partitioned)
-            return self.compiled[key]
-
-    def _built(self, body, shapes, specs, out_specs, donated, partitioned) -> Compiled:
+    def _compile(self, body, shapes, specs, out_specs, donated, partitioned=False) -> Compiled:
+        """Lower and compile ahead of time. ``partitioned``: no collectives of its own, the compiler partitions it."""
         started = time.perf_counter()
         if self.dims.tp > 1 and not partitioned:
             body = jax.shard_map(body, mesh=self.mesh, in_specs=specs, out_specs=out_specs, check_vma=False)
