@@ -1,6 +1,7 @@
 """Curve: how the losses of a job went, in few points however long it runs."""
 
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any
 
 from flexjax.server.store import Store
@@ -34,9 +35,10 @@ class Thinned:
             self._kept, self._stride = self._kept[::2], 2 * self._stride
 
     @property
-    def points(self) -> list[tuple[int, float]]:
-        """(step, value), the newest among them."""
-        return [*self._kept, *([] if self.newest in self._kept[-1:] or self.newest is None else [self.newest])]
+    def points(self) -> list[tuple[int, float | None]]:
+        """(step, value), the newest among them; None where it was no number."""
+        missing = [] if self.newest is None or self._kept[-1][0] == self.newest[0] else [self.newest]
+        return [(step, value if isfinite(value) else None) for step, value in (*self._kept, *missing)]
 
 
 class Curve:

@@ -1,5 +1,7 @@
 """Curves: few points of long ones, and what is written while they are kept."""
 
+import math
+
 from flexjax.server.curves import MOST_CURVES, MOST_POINTS, Curves, Thinned
 from flexjax.server.data_folder import DataFolder
 from flexjax.server.job_book import JobBook
@@ -28,6 +30,14 @@ def test_long_curves_keep_even_distances_and_the_newest():
 
 def test_steps_that_are_told_again_are_passed_over():
     assert [step for step, _ in thinned([1, 2, 3, 2, 3, 4]).points] == [1, 2, 3, 4]
+
+
+def test_a_loss_that_is_no_number_leaves_a_gap():
+    """JSON has no such numbers."""
+    found = Thinned()
+    for step, value in enumerate((2.0, math.nan, math.inf, 1.0), 1):
+        found.take(step, value)
+    assert found.points == [(1, 2.0), (2, None), (3, None), (4, 1.0)]
 
 
 def step_event(step: int) -> dict:
