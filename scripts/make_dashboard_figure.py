@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 
 FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "dashboard.png"
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1150,960", "--timeout=4000")
+SIZE, LIVE_MS = "1150,1080", 2500
+FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--window-size={SIZE}")
 
 
 def main() -> None:
     url = sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8000/"
-    subprocess.run(["chromium-headless-shell", *FLAGS, f"--screenshot={FIGURE}", url], check=True, timeout=60)
+    command = ["chromium-headless-shell", *FLAGS, f"--virtual-time-budget={LIVE_MS}", f"--screenshot={FIGURE}", url]
+    subprocess.run(command, check=True, timeout=60)
 
 
 if __name__ == "__main__":
