@@ -1,4 +1,4 @@
-# make test | demo | lint | test-faults | test-parity | test-aot | test-schemathesis: each does all its own set-up.
+# make test | demo | lint | browser | test-faults | test-parity | test-aot | test-schemathesis: each does its own set-up.
 #   PYTHON=...         the Python (3.12 or newer) that .venv is made from, where the search below finds none
 #   DEMO_ARGS=...      more arguments for the demo, such as --short
 #   TEST_ARGS=...      more arguments for pytest, such as -k scheduler
@@ -40,12 +40,13 @@ echo "$(1): made from $$("$$found" -c 'import sys; print(sys.executable, sys.ver
 rm -rf $(1); "$$found" -m venv $(1)
 endef
 
-.PHONY: help venv test demo lint test-faults test-parity test-aot test-schemathesis clean
+.PHONY: help venv test demo lint browser test-faults test-parity test-aot test-schemathesis clean
 
 help:
 	@echo "make test         set up .venv and run the tests"
 	@echo "make demo         set up .venv, serve and finetune a real model side by side (DEMO_ARGS=--short for less)"
 	@echo "make lint         ruff and the import contracts"
+	@echo "make browser      headless Chromium of Debian's packages, if there is none, for the tests of the dashboard's page"
 	@echo "make test-faults  kill the service, fill its disk, tear its files: the tests of faults, many times (minutes)"
 	@echo "make test-parity  install torch and peft into .venv-parity (large) and compare with them"
 	@echo "make test-aot     install jax's CUDA compiler into .venv-aot (large) and compile the kernels for an H100; no GPU"
@@ -72,6 +73,15 @@ demo: venv
 lint: venv
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/lint-imports --no-logo
+
+# The page of the dashboard is tested in a real browser, which is no Python package. Its names are those of
+# tests/server/browser.py.
+CHROMIUM := chromium-headless-shell chromium chromium-browser google-chrome
+browser:
+	@if command -v $${FLEXJAX_CHROMIUM:-} $(CHROMIUM); then echo "is there already"; else \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+			apt-get install -y -qq --no-install-recommends chromium-headless-shell >/dev/null; \
+	fi
 
 # What the tests of faults try once in `make test`, ten times; what came of it is in the file of results.
 FAULTS := $(addprefix tests/server/test_,kill.py torn_database.py corrupt_uploads.py full_disk.py load.py adapter_churn.py)

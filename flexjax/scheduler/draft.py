@@ -153,6 +153,7 @@ class Draft:
             context_tokens=self.need.row_context + self.need.tile_context,
             admitted=tuple(self.admitted),
             tile_context=self.need.tile_context,
+            unit_seconds=self.work_seconds,
         )
 
     def _predict(self, need: Need) -> float:

@@ -112,6 +112,7 @@ class Iteration:
         limit: seconds it was allowed; None if nothing bounded it.
         context_tokens: key positions read: the sum over decode slots and tiles of what each attends to.
         tile_context: the tiles' part of it.
+        unit_seconds: predicted, of the units; the rest of ``predicted`` is the forward step's.
         admitted: requests that got their row in this iteration, so that the row's state on the device starts anew.
     """
 
@@ -126,6 +127,7 @@ class Iteration:
     context_tokens: int
     admitted: tuple[int, ...] = ()
     tile_context: int = 0
+    unit_seconds: float = 0.0
 
     @property
     def decode_slots(self) -> int:

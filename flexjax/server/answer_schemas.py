@@ -64,6 +64,24 @@ CHECKPOINT = answer(
 CHECKPOINTS = page_of(CHECKPOINT)
 TOKENS = answer(None, count=COUNT, max_model_len=COUNT, tokens={"type": "array", "items": COUNT}, token_strs=ANY)
 DETOKENIZED = answer(None, prompt=TEXT)
+NUMBER = {"type": "number"}
+FOUND = answer(None, p50=nullable(NUMBER), p99=nullable(NUMBER), count=COUNT)
+DASHBOARD = answer(
+    "dashboard",
+    version=TEXT,
+    model=TEXT,
+    time=NUMBER,
+    started=COUNT,
+    objective=answer(None, token=nullable(NUMBER), ttft=nullable(NUMBER)),
+    requests=answer(None, running=COUNT, waiting=COUNT, rows=COUNT),
+    latency=answer(None, ttft=FOUND, token=FOUND),
+    seconds={"type": "object", "additionalProperties": {"type": "array", "items": NUMBER}},
+    iterations={"type": "array", "items": {"type": "object"}},
+    pages=answer(None, **dict.fromkeys(("requests", "tapes", "cached", "free", "total"), COUNT)),
+    memory={"type": "array", "items": answer(None, purpose=TEXT, bytes={"type": "integer"})},
+    adapters=answer(None, places=COUNT, resident=COUNT, host_bytes=COUNT, names={"type": "array", "items": TEXT}),
+    jobs={"type": "array", "items": {"type": "object"}},
+)
 VERSION = answer(None, version=TEXT)
 
 

@@ -13,6 +13,7 @@ from flexjax.server import (
     adapters,
     chat,
     completions,
+    dashboard,
     files,
     fine_tuning,
     health,
@@ -28,7 +29,7 @@ from flexjax.server.keys import read_keys
 from flexjax.server.request_log import RequestLog
 from flexjax.server.service import Service
 
-AREAS = (models, completions, chat, tokenization, adapters, files, fine_tuning, monitoring, health, openapi)
+AREAS = (models, completions, chat, tokenization, adapters, files, fine_tuning, monitoring, dashboard, health, openapi)
 
 
 def create_app(engine: "flexjax.Engine", config: ServerConfig) -> Starlette:

@@ -8,8 +8,9 @@ from flexjax.server.keys import ApiKeys
 from flexjax.server.owner import OWNER
 from flexjax.server.request_log import note
 
-OPEN_PATHS = ("/health", "/version", "/metrics", "/openapi.json")
-"""Those that a load balancer and Prometheus ask, who have no key, and what is no secret; all others need one."""
+OPEN_PATHS = ("/", "/health", "/version", "/metrics", "/openapi.json")
+"""Those that a load balancer and Prometheus ask, who have no key, and what is no secret, as the page that asks for a
+key; all others need one."""
 
 
 class Guard:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flexjax.server.curves import Curves
 from flexjax.server.data_folder import DataFolder
 from flexjax.server.job_events import FINAL, event_row, rows_of
 from flexjax.server.job_request import JobRequest
@@ -27,6 +28,7 @@ class JobBook:
 
     def __init__(self, store: Store, folder: DataFolder):
         self.store, self.folder = store, folder
+        self.curves = Curves(store)
 
     def create(self, request: JobRequest, owner: str, base: str, organization: str) -> dict[str, Any]:
         """A job that is to be validated; its row."""
@@ -125,7 +127,10 @@ class JobBook:
         self.store.change("jobs", identifier, **values)
 
     def _add_all(self, identifier: str, rows: list[dict[str, Any]]) -> None:
-        tokens = sum(row["data"].get("tokens", 0) for row in rows if self._add(identifier, row))
+        added = [row["data"] for row in rows if self._add(identifier, row)]
+        for data in filter(None, added):
+            self.curves.take(identifier, data)
+        tokens = sum(data.get("tokens", 0) for data in added)
         if tokens:
             total = self.row(identifier)["trained_tokens"] + tokens
             self.store.change("jobs", identifier, trained_tokens=total)

@@ -16,7 +16,7 @@ from flexjax.server.schemas import Schema
 from flexjax.server.service import service_of
 from flexjax.version import __version__
 
-JSON, EVENTS, PLAIN, ANYTHING = "application/json", "text/event-stream", "text/plain", "*/*"
+JSON, EVENTS, PLAIN, HTML, ANYTHING = "application/json", "text/event-stream", "text/plain", "text/html", "*/*"
 TEXT = {"type": "string"}
 QUERIES = {
     "after": TEXT,
@@ -103,6 +103,8 @@ OPERATIONS = (
     *(Operation("post", f"{JOB_ID}/{verb}", f"{verb.title()} it.", answers.JOB) for verb in fine_tuning.ACTIONS),
     Operation("get", "/metrics", "For Prometheus.", ANYTHING),
     Operation("head", "/metrics", "For Prometheus.", ""),
+    Operation("get", "/", "The dashboard.", HTML),
+    Operation("get", "/dashboard.json", "Its numbers, of the last minute.", answers.DASHBOARD),
     Operation("get", "/health", "Whether the engine answers.", ""),
     Operation("get", "/version", "Of flexjax.", answers.VERSION),
     Operation("get", "/openapi.json", "This document.", {"type": "object"}),

@@ -11,7 +11,10 @@ from flexjax.server.admission import Admission
 from flexjax.server.bridge import Bridge
 from flexjax.server.catalog import Catalog
 from flexjax.server.config import ServerConfig
+from flexjax.server.curves import Curves
+from flexjax.server.dashboard_jobs import ConfiguredJobs
 from flexjax.server.data_folder import DATABASE, DataFolder
+from flexjax.server.engine_view import EngineView
 from flexjax.server.iterations import EngineGauge
 from flexjax.server.job_book import JobBook
 from flexjax.server.job_keeper import JobKeeper
@@ -43,6 +46,9 @@ class Service:
     trained: TrainedModels = field(init=False)
     catalog: Catalog = field(init=False)
     keeper: JobKeeper = field(init=False)
+    curves: Curves = field(init=False)
+    configured: ConfiguredJobs = field(init=False)
+    view: EngineView = field(init=False)
     bridge: Bridge = field(default_factory=Bridge)
     totals: ServingTotals = field(default_factory=ServingTotals)
     facts: EngineGauge = field(default_factory=EngineGauge)
@@ -60,7 +66,10 @@ class Service:
             raise
         self.trained = TrainedModels(self.engine, self.store, self.folder, self.config.max_checkpoints)
         self.catalog = Catalog(self.engine, self.trained, self.private)
-        self.keeper = JobKeeper(self.engine, JobBook(self.store, self.folder), self.trained, self.catalog)
+        book = JobBook(self.store, self.folder)
+        self.keeper = JobKeeper(self.engine, book, self.trained, self.catalog)
+        self.curves, self.configured = book.curves, ConfiguredJobs(self.engine)
+        self.view = EngineView(self.engine)
 
     def close(self) -> None:
         """After the engine, whose last checkpoints are still written down."""

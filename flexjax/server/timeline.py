@@ -2,6 +2,7 @@
 
 from flexjax.request import RequestOutput
 from flexjax.server.histogram import Histogram
+from flexjax.server.recent import Seconds, Served
 
 TTFT_BOUNDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160)
 ITL_BOUNDS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
@@ -14,12 +15,14 @@ class ServingTotals:
 
     Attributes:
         ended: sequences by finish reason.
+        recent: what was served in each of the newest seconds, on the clock of `Bridge`.
     """
 
     def __init__(self):
         self.prompt_tokens = self.generation_tokens = 0
         self.ended: dict[str, int] = {"stop": 0, "length": 0, "abort": 0, "error": 0}
         self.ttft, self.itl, self.e2e = Histogram(TTFT_BOUNDS), Histogram(ITL_BOUNDS), Histogram(E2E_BOUNDS)
+        self.recent = Seconds(Served)
 
 
 class Timeline:
@@ -42,12 +45,16 @@ class Timeline:
             self._totals.e2e.observe(now - self._arrival)
 
     def _take_tokens(self, index: int, output: RequestOutput, new: int, now: float) -> None:
-        totals = self._totals
+        totals, recent = self._totals, self._totals.recent.at(now)
         if self._tokens[index]:
-            totals.itl.observe((now - self._last[index]) / new, new)
+            gap = (now - self._last[index]) / new
+            totals.itl.observe(gap, new)
+            recent.itl.observe(gap, new)
         else:
             totals.ttft.observe(now - self._arrival)
+            recent.ttft.observe(now - self._arrival)
             totals.prompt_tokens += len(output.prompt_token_ids)
         totals.generation_tokens += new
+        recent.tokens += new
         self._tokens[index] += new
         self._last[index] = now

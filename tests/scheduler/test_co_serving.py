@@ -55,6 +55,21 @@ def test_finetuning_shares_iterations_with_requests(simulate):
     assert shared > 0.3 * sim.finetuned > 0
 
 
+def test_an_iteration_knows_what_its_units_should_take(simulate):
+    """With a forward step it is a part of the prediction; without one it is all but the overhead."""
+    sim = simulate(objective=0.02)
+    keep_busy(sim, 100)
+    with_units = [iteration for iteration in sim.history if iteration.units]
+    assert all(0 < each.unit_seconds < each.predicted for each in with_units) and with_units
+    assert {each.unit_seconds for each in sim.history if not each.units} == {0.0}
+    sim.drain()
+    assert sim.microbatch(lengths=(500, 500))
+    sim.drain()
+    alone = [each for each in sim.history if each.units and each.layout is None]
+    overhead = pytest.approx(sim.scheduler.latency.overhead)
+    assert alone and all(each.predicted - each.unit_seconds == overhead for each in alone)
+
+
 def test_a_tighter_objective_gives_less_finetuning_and_shorter_iterations(simulate):
     rates, longest = [], []
     for objective in (0.01, 0.02, 0.04, 0.08):
