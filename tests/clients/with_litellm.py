@@ -30,7 +30,7 @@ def refusal(task: dict, **body) -> list:
     except Exception as error:  # its exceptions have only OpenAI's as their common ancestors
         if getattr(error, "status_code", None) is None:
             raise
-        headers = getattr(getattr(error, "response", None), "headers", None) or {}
+        headers = getattr(error, "litellm_response_headers", None) or {}
         return [type(error).__name__, error.status_code, str(error), headers.get("retry-after")]
     return []
 
