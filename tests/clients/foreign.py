@@ -20,16 +20,14 @@ QUIET = {
 SECONDS = 300
 
 
-def variable(client: str) -> str:
-    """Of the environment: names the Python that has the client."""
-    return f"FLEXJAX_CLIENT_{client.upper().replace('-', '_')}"
+ENVIRONMENTS = os.environ.get("FLEXJAX_CLIENTS")
+"""Folder with an environment for each client, by its name."""
 
 
 def needs(client: str) -> pytest.MarkDecorator:
-    """Skips a test, before it starts a server, where there is no such Python."""
-    name = variable(client)
-    reason = f"{name} names no Python with {client}: see make test-clients"
-    return pytest.mark.skipif(not os.environ.get(name), reason=reason)
+    """Skips a test, before it starts a server, where there are no such environments."""
+    reason = f"FLEXJAX_CLIENTS names no folder with an environment for {client}: see make test-clients"
+    return pytest.mark.skipif(not ENVIRONMENTS, reason=reason)
 
 
 def drive(client: str, script: str, task: dict) -> dict:
@@ -42,7 +40,7 @@ def drive(client: str, script: str, task: dict) -> dict:
         The last line that it printed; "version" is the client's.
     """
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | QUIET
-    command, said = [os.environ[variable(client)], str(FOLDER / script)], json.dumps(task)
+    command, said = [str(Path(ENVIRONMENTS, client, "bin", "python")), str(FOLDER / script)], json.dumps(task)
     options = {"capture_output": True, "text": True, "timeout": SECONDS}
     done = subprocess.run(command, input=said, env=environment, **options)
     assert done.returncode == 0, f"{script} with {client}:\n{done.stdout[-4000:]}\n{done.stderr[-8000:]}"

@@ -1,4 +1,4 @@
-"""OpenAI's client, two generations of it: every answer is the float64 model's, and a job's model is what was exported."""
+"""OpenAI's client, two generations: every answer is the float64 model's, and a job's model is what was exported."""
 
 import pytest
 
