@@ -1,8 +1,9 @@
-# make test | demo | lint | browser | test-faults | test-parity | test-aot | test-schemathesis: each does its own set-up.
+# make test | demo | lint | browser | test-faults | test-parity | test-aot | test-schemathesis | test-clients: each does
+# all its own set-up.
 #   PYTHON=...         the Python (3.12 or newer) that .venv is made from, where the search below finds none
 #   DEMO_ARGS=...      more arguments for the demo, such as --short
 #   TEST_ARGS=...      more arguments for pytest, such as -k scheduler
-#   PARITY_PYTHON=...  the Python that .venv-parity is made from, where torch has no build for the first one
+#   PARITY_PYTHON=...  the Python of environments with torch, where it has no build for the first one
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -12,6 +13,7 @@ VENV := .venv
 PARITY := .venv-parity
 AOT := .venv-aot
 SCHEMATHESIS := .venv-schemathesis
+CLIENTS := .venv-clients
 PYTHON ?=
 PARITY_PYTHON ?=
 DEMO_ARGS ?=
@@ -40,7 +42,7 @@ echo "$(1): made from $$("$$found" -c 'import sys; print(sys.executable, sys.ver
 rm -rf $(1); "$$found" -m venv $(1)
 endef
 
-.PHONY: help venv test demo lint browser test-faults test-parity test-aot test-schemathesis clean
+.PHONY: help venv test demo lint browser test-faults test-parity test-aot test-schemathesis test-clients clean
 
 help:
 	@echo "make test         set up .venv and run the tests"
@@ -51,6 +53,7 @@ help:
 	@echo "make test-parity  install torch and peft into .venv-parity (large) and compare with them"
 	@echo "make test-aot     install jax's CUDA compiler into .venv-aot (large) and compile the kernels for an H100; no GPU"
 	@echo "make test-schemathesis  install schemathesis into .venv-schemathesis and send what /openapi.json describes, and worse"
+	@echo "make test-clients install openai 2 and 3, litellm, lm-eval and guidellm (large: torch) and have them use the service"
 	@echo "make clean        remove environments, caches and what runs wrote"
 
 venv: $(VENV)/ready
@@ -131,7 +134,28 @@ $(SCHEMATHESIS)/ready: constraints-schemathesis.txt
 	@touch $@
 	@echo "$(SCHEMATHESIS): ready"
 
+# Each lives apart, since they do not agree on what they need. Their scripts say what they saw, and the tests, run in
+# .venv, compare it with a float64 model, with transformers and with PEFT.
+CLIENT_NAMES := openai2 openai3 litellm lm-eval guidellm
+CLIENT_RESULTS := benchmarks/results/clients.json
+
+test-clients: venv $(PARITY)/ready $(CLIENT_NAMES:%=$(CLIENTS)/%/ready)
+	rm -f $(CLIENT_RESULTS)
+	$(TEST_ENVIRONMENT) FLEXJAX_CLIENTS=$(abspath $(CLIENTS)) FLEXJAX_CLIENT_RESULTS=$(abspath $(CLIENT_RESULTS)) \
+		FLEXJAX_PARITY_PYTHON=$(abspath $(PARITY))/bin/python $(VENV)/bin/python -m pytest \
+		$(addprefix tests/clients/test_,openai.py litellm.py lm_eval.py peft.py guidellm.py) $(TEST_ARGS)
+
+$(CLIENTS)/%/ready: constraints-clients-%.txt
+	@$(call make_venv,$(@D),$(CLIENT_PYTHON),sys.version_info < (3, 11))
+	@echo "$(@D): installing $*"
+	@$(@D)/bin/python $(INSTALL) --requirement $<
+	@touch $@
+	@echo "$(@D): ready"
+
+$(CLIENTS)/%/ready: CLIENT_PYTHON = $(PYTHON)
+$(CLIENTS)/guidellm/ready: CLIENT_PYTHON = $(PARITY_PYTHON)
+
 clean:
-	rm -rf $(VENV) $(PARITY) $(AOT) $(SCHEMATHESIS) build dist *.egg-info runs out .cache
+	rm -rf $(VENV) $(PARITY) $(AOT) $(SCHEMATHESIS) $(CLIENTS) build dist *.egg-info runs out .cache
 	rm -rf .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

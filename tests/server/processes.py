@@ -19,13 +19,18 @@ ROOT = Path(__file__).parents[2]
 POLICY = 'policy = "fixed_budget"\npolicy_options = { finetune_tokens = 128, backward_units = 4 }\n'
 
 
-def write_config(folder: Path, compilation_cache: str, **settings) -> Path:
-    """A configuration under which jobs repeat to the bit; its data folder is beside it."""
+def write_config(folder: Path, compilation_cache: str, server: dict | None = None, **settings) -> Path:
+    """A configuration under which jobs repeat to the bit; its data folder is beside it.
+
+    Args:
+        server: more of the [server] table.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     own = {"model": str(write_tiny_model(folder / "tiny")), "compilation_cache": compilation_cache}
-    lines = [f"{name} = {json.dumps(value)}" for name, value in {**ENGINE, **own, **settings}.items()]
+    lines = lambda values: [f"{name} = {json.dumps(value)}" for name, value in values.items()]
+    engine, port = lines({**ENGINE, **own, **settings}), {"port": 0, "data_dir": "data"}
     file = folder / "serve.toml"
-    file.write_text("\n".join(["[engine]", *lines, POLICY, '[server]\nport = 0\ndata_dir = "data"\n']))
+    file.write_text("\n".join(["[engine]", *engine, POLICY, "[server]", *lines(port | (server or {})), ""]))
     return file
 
 
