@@ -1,5 +1,7 @@
 """The service in a process of its own, as anybody starts it, with keys."""
 
+import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +40,16 @@ def service_of(folder: Path, compilation_cache: str, **server) -> Iterator[Servi
     with served(config) as (_, anonymous):
         client = anonymous.with_options(api_key=KEY)
         yield Service(str(client.base_url).rstrip("/"), folder / "tiny", folder / "data", client)
+
+
+@pytest.fixture(scope="session")
+def noted(request) -> Iterator[dict[str, dict]]:
+    """What came of each client, which the page about them tells; written down at the end, unless a test failed."""
+    found: dict[str, dict] = {}
+    yield found
+    file = os.environ.get("FLEXJAX_CLIENT_RESULTS")
+    if file and not request.session.testsfailed:
+        Path(file).write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
 
 
 @pytest.fixture(scope="session")

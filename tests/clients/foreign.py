@@ -45,14 +45,3 @@ def drive(client: str, script: str, task: dict) -> dict:
     done = subprocess.run(command, input=said, env=environment, **options)
     assert done.returncode == 0, f"{script} with {client}:\n{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def note(client: str, version: str, **figures: float) -> None:
-    """Add what came of a client to the file of results, if there is to be one."""
-    if (name := os.environ.get("FLEXJAX_CLIENT_RESULTS")) is None:
-        return
-    file = Path(name)
-    results = json.loads(file.read_text()) if file.exists() else {}
-    results[client] = {"version": version, **figures}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")

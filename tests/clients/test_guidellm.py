@@ -4,7 +4,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.clients.foreign import drive, needs, note
+from tests.clients.foreign import drive, needs
 from tests.clients.oracle import Answerer, text_ids
 
 pytestmark = needs("guidellm")
@@ -23,11 +23,15 @@ def counters(service) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def seen(service, tmp_path_factory) -> dict:
+def seen(service, tmp_path_factory, noted) -> dict:
     task, before = service.task | LOAD | {"folder": str(tmp_path_factory.mktemp("load"))}, counters(service)
     found = drive("guidellm", "with_guidellm.py", task)
     found["counted"] = [now - then for now, then in zip(counters(service), before, strict=True)]
-    note("guidellm", found["version"], requests=found["totals"]["successful"], tokens=sum(found["sums"]))
+    noted["guidellm"] = {
+        "version": found["version"],
+        "requests": found["totals"]["successful"],
+        "tokens": sum(found["sums"]),
+    }
     return found
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.clients.conftest import service_of
-from tests.clients.foreign import drive, needs, note
+from tests.clients.foreign import drive, needs
 from tests.clients.oracle import Answerer, chat_ids
 from tests.server.jobs import PROMPT
 
@@ -14,12 +14,12 @@ REQUESTS = 20
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory, compilation_cache) -> dict:
+def seen(tmp_path_factory, compilation_cache, noted) -> dict:
     folder = tmp_path_factory.mktemp("limited")
     with service_of(folder, compilation_cache, requests_per_minute=REQUESTS) as service:
         found = drive("litellm", "with_litellm.py", service.task | {"prompt": PROMPT, "tokens": TOKENS})
     refusals = sum(bool(found[name]) for name in ("wrong_key", "wrong_model", "too_long", "wrong_field", "too_many"))
-    note("litellm", found["version"], refusals=refusals)
+    noted["litellm"] = {"version": found["version"], "refusals": refusals}
     return found
 
 

@@ -7,7 +7,7 @@ import string
 import numpy as np
 import pytest
 
-from tests.clients.foreign import drive, needs, note
+from tests.clients.foreign import drive, needs
 from tests.clients.oracle import text_ids
 from tests.clients.torch_reference import needs_torch, reference_logprobs
 from tests.tiny_model import ENGINE
@@ -30,10 +30,10 @@ QUESTIONS = questions(16)
 
 
 @pytest.fixture(scope="module")
-def seen(service, tmp_path_factory) -> dict:
+def seen(service, tmp_path_factory, noted) -> dict:
     task = {"folder": str(tmp_path_factory.mktemp("task")), "questions": QUESTIONS, "length": ENGINE["max_model_len"]}
     found = drive("lm-eval", "with_lm_eval.py", service.task | task)
-    note("lm-eval", found["version"], questions=len(QUESTIONS), acc=found["scores"]["acc"])
+    noted["lm-eval"] = {"version": found["version"], "questions": len(QUESTIONS), "acc": found["scores"]["acc"]}
     return found
 
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from tests.clients.foreign import note
 from tests.clients.oracle import text_ids
 from tests.clients.torch_reference import needs_torch, reference_logprobs, reference_version
 from tests.server.jobs import FAST, PROMPT, ROWS, create, ended, jsonl, upload
@@ -25,11 +24,11 @@ def model(service) -> str:
 
 
 @pytest.fixture(scope="module")
-def expected(service, model) -> dict[str, list[np.ndarray]]:
+def expected(service, model, noted) -> dict[str, list[np.ndarray]]:
     """PEFT's log-probabilities, and those of the base model."""
     ids = [text_ids(prompt) for prompt in PROMPTS]
     folders = {"adapter": service.data / "adapters" / model, "base": None}
-    note("peft", reference_version("peft"), positions=sum(map(len, ids)) - len(ids))
+    noted["peft"] = {"version": reference_version("peft"), "positions": sum(map(len, ids)) - len(ids)}
     return {name: reference_logprobs(service.model, folder, ids) for name, folder in folders.items()}
 
 

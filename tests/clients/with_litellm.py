@@ -43,22 +43,27 @@ def refused_at_last(task: dict) -> list:
     return []
 
 
-def main() -> None:
-    task = json.load(sys.stdin)
+def answers(task: dict) -> dict:
+    """The same chat whole and streamed."""
     whole = answered(task)
     chunks = list(answered(task, stream=True, stream_options={"include_usage": True}))
     spoken = [chunk.choices[0] for chunk in chunks if chunk.choices]
     usages = [chunk.usage for chunk in chunks if getattr(chunk, "usage", None)]
     count = lambda usage: [usage.prompt_tokens, usage.completion_tokens]
-    found = {
-        "version": version("litellm"),
-        "openai": version("openai"),
+    return {
         "text": whole.choices[0].message.content,
         "finish_reason": whole.choices[0].finish_reason,
         "usage": count(whole.usage),
         "streamed_text": "".join(each.delta.content or "" for each in spoken),
         "streamed_finish_reason": [each.finish_reason for each in spoken if each.finish_reason],
         "streamed_usage": count(usages[-1]),
+    }
+
+
+def main() -> None:
+    task = json.load(sys.stdin)
+    found = answers(task) | {
+        "version": version("litellm"),
         "wrong_key": refusal(task, api_key="sk-wrong"),
         "wrong_model": refusal(task, model="openai/ghost"),
         "too_long": refusal(task, messages=[{"role": "user", "content": "a" * 2000}]),

@@ -90,6 +90,20 @@ def waited(client: openai.OpenAI, job: str, states: tuple[str, ...]):
     return found
 
 
+def count_events(client: openai.OpenAI, job: str) -> int:
+    return len(list(client.fine_tuning.jobs.list_events(job, limit=100)))
+
+
+def wait_for_events(client: openai.OpenAI, job: str, count: int) -> int:
+    """How many there are, once there are at least so many."""
+    deadline = time.monotonic() + 120
+    while (found := count_events(client, job)) < count:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{job} has told of {found} events, not of {count}")
+        time.sleep(0.05)
+    return found
+
+
 def create(client: openai.OpenAI, task: dict, file: str, **more):
     method = {"type": "supervised", "supervised": {"hyperparameters": {**task["hyperparameters"], **more}}}
     return client.fine_tuning.jobs.create(model=task["model"], training_file=file, method=method, seed=7, suffix="mine")
@@ -100,10 +114,16 @@ def steered_job(client: openai.OpenAI, task: dict, file: str) -> dict:
     jobs = client.fine_tuning.jobs
     job = create(client, task, file, n_epochs=100_000).id
     waited(client, job, ("running",))
+    wait_for_events(client, job, 5)
     statuses = [jobs.pause(job).status]
-    standing = [len(list(jobs.list_events(job, limit=100))) for _ in range(2) if not time.sleep(0.3)]
-    statuses += [jobs.resume(job).status, jobs.cancel(job).status]
-    return {"statuses": statuses, "standing": standing, "again": refusal(lambda: jobs.pause(job))}
+    time.sleep(0.5)  # a step that was under way may still be told
+    events = [count_events(client, job)]
+    time.sleep(0.5)
+    events.append(count_events(client, job))
+    statuses.append(jobs.resume(job).status)
+    events.append(wait_for_events(client, job, events[-1] + 5))
+    statuses.append(jobs.cancel(job).status)
+    return {"statuses": statuses, "events": events, "again": refusal(lambda: jobs.pause(job))}
 
 
 def tuned(client: openai.OpenAI, task: dict, file: str) -> dict:
