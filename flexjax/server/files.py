@@ -19,7 +19,7 @@ from flexjax.server.job_book import RESULT_PURPOSE
 from flexjax.server.owner import owner_of
 from flexjax.server.paging import page_of, query_of
 from flexjax.server.prompts import BodyError, shortened
-from flexjax.server.service import Service, service_of
+from flexjax.server.service import Service, own_row, service_of
 from flexjax.server.store import new_id
 from flexjax.server.uploads import file_too_long, read_upload
 
@@ -47,8 +47,7 @@ def file_object(row: dict[str, Any]) -> dict[str, Any]:
 
 def require_file(request: Request) -> dict[str, Any]:
     """The owner's file that the path names. Raises ApiError (404)."""
-    identifier = request.path_params["id"]
-    row = service_of(request).store.find("files", id=identifier, owner=owner_of(request))
+    identifier, row = own_row(request, "files")
     if row is None:
         raise ApiError(404, f"No such File object: {shortened(identifier)}", "id", "file_not_found")
     return row

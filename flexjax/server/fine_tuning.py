@@ -16,7 +16,7 @@ from flexjax.server.job_request import JobRequest, translate_job
 from flexjax.server.owner import owner_of
 from flexjax.server.paging import page_of, query_of
 from flexjax.server.prompts import BodyError, shortened
-from flexjax.server.service import Service, service_of
+from flexjax.server.service import Service, own_row, service_of
 
 PATH = "/v1/fine_tuning/jobs"
 LISTED = 20
@@ -27,8 +27,7 @@ ACTIONS = ("cancel", "pause", "resume")
 
 def require_job(request: Request) -> dict[str, Any]:
     """The owner's job that the path names. Raises ApiError (404)."""
-    identifier = request.path_params["id"]
-    row = service_of(request).store.find("jobs", id=identifier, owner=owner_of(request))
+    identifier, row = own_row(request, "jobs")
     if row is None:
         raise ApiError(404, f"Could not find fine tune: {shortened(identifier)}", "fine_tune_id", "fine_tune_not_found")
     return row

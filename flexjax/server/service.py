@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from starlette.requests import Request
 
@@ -18,6 +19,7 @@ from flexjax.server.engine_view import EngineView
 from flexjax.server.iterations import EngineGauge
 from flexjax.server.job_book import JobBook
 from flexjax.server.job_keeper import JobKeeper
+from flexjax.server.owner import owner_of
 from flexjax.server.rates import RateLimits
 from flexjax.server.store import Store
 from flexjax.server.timeline import ServingTotals
@@ -88,3 +90,9 @@ class Service:
 
 def service_of(request: Request) -> Service:
     return request.app.state.service
+
+
+def own_row(request: Request, table: str) -> tuple[str, dict[str, Any] | None]:
+    """The id that the path names, and the row of it if it is the owner's."""
+    identifier = request.path_params["id"]
+    return identifier, service_of(request).store.find(table, id=identifier, owner=owner_of(request))
