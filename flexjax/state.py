@@ -127,9 +127,13 @@ class Dimensions:
         """Pages that 64 tokens of a finetuning microbatch have for themselves: K/V and tape columns."""
         return KV_COLUMNS + self.tape_layout.columns
 
+    def final_pages(self, blocks: int) -> int:
+        """Pages that the final hidden states of so many blocks of a microbatch share."""
+        return math.ceil(blocks / self.finals_per_page)
+
     def microbatch_pages(self, blocks: int) -> int:
         """Pages of a microbatch of so many blocks of 64 tokens."""
-        return blocks * self.pages_per_block + math.ceil(blocks / self.finals_per_page)
+        return blocks * self.pages_per_block + self.final_pages(blocks)
 
     @property
     def page_bytes(self) -> int:

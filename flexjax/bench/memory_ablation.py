@@ -59,7 +59,7 @@ def ablation(
     plain = layers * work.interior.autodiff_bytes + logits
     pruned = (layers - 1) * work.interior.pruned_bytes + work.lowest.pruned_bytes + layers * kv * size + logits
     lean = layers * (kept_bytes(work, plan) + kv * size) + logits
-    columns = KV_COLUMNS + 1 / finals_per_page(model, dtype, plan.names)
+    columns = KV_COLUMNS + 1 / finals_per_page(model, dtype)
     paged = plan.bytes_per_token + layers * columns * work.interior.column_bytes
     handed_on = kv * FLOAT32 + model.hidden_size * size
     names = ", ".join(plan.names)
@@ -78,10 +78,10 @@ def kept_bytes(work: BackwardWork, plan: TapePlan) -> int:
     return sum(cost.bytes for cost in work.interior.costs if cost.name in plan.names)
 
 
-def finals_per_page(model: ModelConfig, dtype: str, names: Sequence[str]) -> int:
-    """Blocks whose final hidden states share a page; of an engine with any numbers of rows, pages and slots."""
+def finals_per_page(model: ModelConfig, dtype: str) -> int:
+    """Blocks whose final hidden states share a page, whatever the engine's sizes and its tape."""
     sizes = dict(max_rows=1, context=64, pages=1, rank_capacity=8, adapters=1, microbatch=64, window=64)
-    return Dimensions(model=model, dtype=jnp.dtype(dtype), tape=tuple(names), **sizes).finals_per_page
+    return Dimensions(model=model, dtype=jnp.dtype(dtype), tape=("x",), **sizes).finals_per_page
 
 
 def lean_plan(work: BackwardWork, model: ModelConfig) -> TapePlan:

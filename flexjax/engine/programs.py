@@ -96,11 +96,13 @@ def looked_up(program: Callable[..., Compiled]) -> Callable[..., Compiled]:
     @functools.wraps(program)
     def lookup(self: "Programs", *arguments) -> Compiled:
         key = (program.__name__, *arguments)
-        if key not in self.compiled:
+        found = self.compiled.get(key)
+        if found is None:
             with self._turns.setdefault(key, threading.Lock()):
                 if key not in self.compiled:
                     self.compiled[key] = program(self, *arguments)
-        return self.compiled[key]
+                found = self.compiled[key]
+        return found
 
     return lookup
 

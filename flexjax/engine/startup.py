@@ -24,7 +24,7 @@ from flexjax.models.config import ModelConfig
 from flexjax.models.lora import MODULES
 from flexjax.request import SamplingLevel
 from flexjax.scheduler import LatencyModel, Policy, policy_from_name
-from flexjax.state import KV_COLUMNS, TAPE_NAMES, Dimensions, nbytes
+from flexjax.state import KV_COLUMNS, Dimensions, nbytes
 from flexjax.steps.kernels import Kernels
 from flexjax.weights.source import ModelSource
 
@@ -72,8 +72,7 @@ def tape_of(config: EngineConfig, model: ModelConfig, weight_bytes: int) -> tupl
     pages = config.pages or plan.affordable
     for_tapes = max(pages // 2, pages - config.max_rows * lean.context_pages)
     blocks = lean.microbatch // PAGE_TOKENS
-    finals = -(-blocks // dimensions_of(config, model, TAPE_NAMES).finals_per_page)
-    columns = (for_tapes // config.max_running_jobs - finals) // blocks - KV_COLUMNS
+    columns = (for_tapes // config.max_running_jobs - lean.final_pages(blocks)) // blocks - KV_COLUMNS
     work = backward_work(model, MODULES, lean.dtype, tp=config.tp, mean_context=config.max_model_len // 2)
     leanest = all_plans(work)[0].columns
     return resolve_tape(config.tape, work, columns=max(columns, leanest)).names
