@@ -127,7 +127,6 @@ class Trainer:
             job = self.jobs[run.job.name]
             with self._faults_of(job):
                 self._start(job)
-                self._finish_if_done(job)
         for job in self._wanting():
             with self._faults_of(job):
                 packed = job.run.peek(len(job.current))
@@ -181,6 +180,7 @@ class Trainer:
                 raise
             self.scheduler.set_job(job.name, job.run.job.weight, paused=job.run.status is JobStatus.PAUSED)
             calibrate_job(self.runner, self.scheduler.latency, job.name)
+            self._finish_if_done(job)  # its last checkpoint may have been of its last step
 
     def _offer_microbatch(self, job: Job, packed: PackedMicrobatch) -> None:
         dims, device_job = self.runner.programs.dims, self.runner.jobs[job.name]
@@ -327,6 +327,7 @@ class Trainer:
     def resume(self, name: str) -> None:
         self.jobs[name].run.resume()
         self.scheduler.set_job(name, self.jobs[name].run.job.weight, paused=False)
+        self._finish_if_done(self.jobs[name])  # its last results may have come while it was paused
 
     def _stop(self, job: Job) -> None:
         """Give up what a job has on its way."""
