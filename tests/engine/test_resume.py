@@ -133,7 +133,7 @@ def kill_after_checkpoint(arguments: str, count: int) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", KILLED, arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     for line in process.stdout:
         if int(line) >= count or time.monotonic() > deadline:
             break
