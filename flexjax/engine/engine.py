@@ -24,7 +24,7 @@ from flexjax.engine.loop import Loop
 from flexjax.engine.outputs import Collector
 from flexjax.engine.startup import Machine, compile_job, policy_of
 from flexjax.engine.submission import Submission
-from flexjax.engine.trainer import Job, ShowCheckpoint, Trainer, optimizer_of, shape_of
+from flexjax.engine.trainer import Job, ShowCheckpoint, ShowTrained, Trainer, optimizer_of, shape_of
 from flexjax.fields import ConfigError
 from flexjax.finetuning.job import FinetuneJob
 from flexjax.finetuning.job_run import JobRun
@@ -333,6 +333,7 @@ class Engine:
         resume: bool = False,
         paused: bool = False,
         show_checkpoint: ShowCheckpoint | None = None,
+        show_trained: ShowTrained | None = None,
     ) -> FinetuneHandle:
         """Queue a finetuning job; when it succeeds its adapter serves under the job's name at once.
 
@@ -341,6 +342,8 @@ class Engine:
             paused: wait for `FinetuneHandle.resume` before the first unit.
             show_checkpoint: called on another thread with the step, the adapter and the events of each checkpoint,
                 before it is there to resume from; if it raises OSError or ValueError there is no checkpoint.
+            show_trained: called on the engine's thread with the trained adapter before its name means it; it must not
+                take long. From then on the name may be anybody's to unload.
 
         Raises:
             ConfigError: the data or the settings cannot be used; rows are named by their line.
@@ -367,7 +370,7 @@ class Engine:
         compile_job(self._runner.programs, shape, optimizer_of(run))
         if paused:
             run.pause()
-        self.loop.call(self.trainer.submit, Job(run, adapter, checkpoint, show_checkpoint))
+        self.loop.call(self.trainer.submit, Job(run, adapter, checkpoint, show_checkpoint, show_trained))
         return FinetuneHandle(run, self.loop, self.trainer, 0 if checkpoint is None else checkpoint.step)
 
     def _starting_adapter(self, job: FinetuneJob) -> LoraAdapter:
