@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from flexjax.config import EngineConfig, from_table, load_tables
-from flexjax.engine.adapter_library import AdapterLibrary
+from flexjax.engine.adapter_library import AdapterLibrary, Ready
 from flexjax.engine.adapters import AdapterTable, AdapterVersion
 from flexjax.engine.batch import Serving
 from flexjax.engine.checkpoints import Checkpoints
@@ -300,14 +300,22 @@ class Engine:
             FileNotFoundError, ValueError: the adapter cannot be read, does not fit the model, or is larger than the
                 places of all adapters together.
         """
-        self._offer_adapters()
-        self.library.load(name, directory)
+        self.library.add(name, self.prepare_adapter(name, directory))
 
-    def register_adapter(self, name: str, directory: str | os.PathLike) -> None:
-        """As `load_adapter`, but only the configuration is read now, and the weights when somebody asks for them. The
-        folder must not change any more: a request that finds others in it is ended with an error."""
+    def prepare_adapter(self, name: str, directory: str | os.PathLike) -> Ready:
+        """All of `load_adapter` that takes long or fails; ``library.add`` does the rest. Raises as it does."""
         self._offer_adapters()
-        self.library.register(name, directory)
+        return self.library.prepare(name, directory)
+
+    def register_adapter(self, name: str, directory: str | os.PathLike, fingerprint: str | None = None) -> None:
+        """As `load_adapter`, but only the configuration is read now, and the weights when somebody asks for them. The
+        folder must not change any more: a request that finds others in it is ended with an error.
+
+        Args:
+            fingerprint: of the adapter that it must be (`LoraAdapter.fingerprint`); None takes what is found first.
+        """
+        self._offer_adapters()
+        self.library.register(name, directory, fingerprint)
 
     def _offer_adapters(self) -> None:
         self._catalog.add_adapters()

@@ -18,6 +18,7 @@ from flexjax.server.bridge import Bridge
 from flexjax.server.delivery import Delivery, split_delivery
 from flexjax.server.disconnect import until_gone
 from flexjax.server.errors import ApiError, api_error_of, internal_error, model_not_found, no_room, stopping
+from flexjax.server.loaded_adapters import cannot_be_loaded
 from flexjax.server.outputs import Outputs
 from flexjax.server.owner import owner_of
 from flexjax.server.prompts import chat_encoder
@@ -143,7 +144,15 @@ class Generation:
         if not self.outputs.ended:
             raise ClientDisconnect
         for output in self.outputs.newest:
-            require_success(output)
+            self.require_success(output)
+
+    def require_success(self, output: RequestOutput) -> None:
+        """Raises ApiError if a sequence did not end by itself; those of a client that has gone are not looked at."""
+        if output.finish_reason == "abort":
+            raise stopping()
+        if output.finish_reason == "error":
+            fault = None if self._adapter is None else self._service.loaded.fault(self._adapter)
+            raise internal_error() if fault is None else cannot_be_loaded(self.request.adapter, fault)
 
 
 def require_context(prompts: list[list[int]], limit: int, field: str) -> None:
@@ -152,14 +161,6 @@ def require_context(prompts: list[list[int]], limit: int, field: str) -> None:
     if longest >= limit:
         message = f"This model's maximum context length is {limit} tokens (max_model_len); the prompt has {longest}."
         raise ApiError(400, message, field, "context_length_exceeded")
-
-
-def require_success(output: RequestOutput) -> None:
-    """Raises ApiError if a sequence did not end by itself; those of a client that has gone are not looked at."""
-    if output.finish_reason == "abort":
-        raise stopping()
-    if output.finish_reason == "error":
-        raise internal_error()
 
 
 async def begin(request: Request, chat: bool) -> Generation:
