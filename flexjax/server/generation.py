@@ -5,7 +5,7 @@ import queue
 import time
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
@@ -75,8 +75,8 @@ class Generation:
         with ExitStack() as undo:
             service.rates.take_tokens(owner, self._allowed)
             undo.callback(service.rates.give_back, owner, self._allowed)
-            service.admission.widen(self.count)
-            undo.callback(service.admission.leave, self.count - 1)
+            service.admission.widen(owner, self.count)
+            undo.callback(service.admission.leave, owner, self.count - 1)
             self._submitted: Future[list[list[int]]] = engine.submit_soon(self._submissions())
             undo.pop_all()
 
@@ -106,7 +106,7 @@ class Generation:
         self.close()
 
     def close(self) -> None:
-        self._service.admission.leave(self.count)
+        self._service.admission.leave(self._owner, self.count)
         self._service.rates.give_back(self._owner, self._allowed - self._used_tokens())
         if not self.outputs.ended:
             self._submitted.add_done_callback(self._cancel)
@@ -171,12 +171,12 @@ async def begin(request: Request, chat: bool) -> Generation:
     """
     arrival, service, owner = time.perf_counter(), service_of(request), owner_of(request)
     service.rates.take_request(owner)
-    service.admission.enter()
+    service.admission.enter(owner)
     try:
         raw = await read_body(request, service.config.max_body_bytes)
         generation = await run_in_threadpool(submit, service, owner, raw, chat, arrival)
     except BaseException:
-        service.admission.leave(1)
+        service.admission.leave(owner, 1)
         raise
     try:
         await generation.accepted()
@@ -192,6 +192,8 @@ def submit(service: Service, owner: str, raw: bytes, chat: bool, arrival: float)
         delivery, body = split_delivery(parse_body(raw), chat)
         defaults = service.engine.defaults.sampling
         request = translate(body, chat=chat, base_names=service.base_names, defaults=defaults)
+        asked = None if body.get("priority") is None else request.priority
+        request = replace(request, priority=service.limits.priority(owner, asked))
         adapter = adapter_of(service, owner, request.adapter)
         return Generation(service, owner, request, adapter, delivery, arrival)
     except (ValueError, ApiError) as error:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from flexjax.config import nearest
 from flexjax.fields import ConfigError
 from flexjax.server.config import ServerConfig
 from flexjax.server.data_folder import PARTIAL
@@ -61,15 +62,20 @@ def read_keys(config: ServerConfig) -> ApiKeys:
     """The keys of ``api_keys``, which are the operator's, and those of the file ``api_keys_file``.
 
     Raises:
-        ConfigError: the file cannot be read or has a line that is wrong, or a key is no key or is there twice. The
-            message has no key in it.
+        ConfigError: the file cannot be read or has a line that is wrong, a key is no key or is there twice, or there is
+            none of an owner who has a table. The message has no key in it.
     """
     pairs = [(OPERATOR, checked_key(key, f"api_keys number {place}")) for place, key in enumerate(config.api_keys, 1)]
     if config.api_keys_file:
         pairs += read_file(Path(config.api_keys_file))
     if len({key for _, key in pairs}) < len(pairs):
         raise ConfigError("api_keys and api_keys_file hold a key twice; every key must stand for one owner")
-    return ApiKeys(pairs)
+    keys = ApiKeys(pairs)
+    for owner in config.owners:
+        if owner not in keys.owners:
+            hint = nearest(owner, keys.owners)
+            raise ConfigError(f"owners.{owner}: api_keys_file has no key of an owner {owner!r}{hint}")
+    return keys
 
 
 def read_file(path: Path) -> list[tuple[str, str]]:

@@ -21,6 +21,7 @@ from flexjax.server.iterations import EngineGauge
 from flexjax.server.job_book import JobBook
 from flexjax.server.job_keeper import JobKeeper
 from flexjax.server.keys import ApiKeys
+from flexjax.server.limits import Limits
 from flexjax.server.loaded_adapters import LoadedAdapters
 from flexjax.server.owner import owner_of
 from flexjax.server.rates import RateLimits
@@ -42,6 +43,7 @@ class Service:
     engine: "flexjax.Engine"
     config: ServerConfig
     keys: ApiKeys
+    limits: Limits = field(init=False)
     admission: Admission = field(init=False)
     rates: RateLimits = field(init=False)
     folder: DataFolder = field(init=False)
@@ -59,7 +61,6 @@ class Service:
     started: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self):
-        self.admission = Admission(self.engine.config.max_rows, self.config.max_queue)
         self.rates = RateLimits(self.config.requests_per_minute, self.config.tokens_per_minute)
         self.folder = DataFolder(Path(self.config.data_dir).resolve())
         try:
@@ -67,6 +68,8 @@ class Service:
         except BaseException:
             self.folder.close()
             raise
+        self.limits = Limits(self.config, self.store)
+        self.admission = Admission(self.engine.config.max_rows, self.config.max_queue, self.limits.sequences)
         self.trained = TrainedModels(self.engine, self.store, self.folder, self.config.max_checkpoints)
         apart = self.keys.owners, self.private
         folders = AdapterFolders(self.config.adapters, *apart, self.folder, self.trained)

@@ -160,10 +160,21 @@ class Store:
         with self._lock:
             return [read(row) for row in self._connection.execute(text, [*values, -1 if limit is None else limit])]
 
-    def count(self, table: str, by: str) -> dict[str, int]:
-        """Rows for each value of a column."""
+    def count(self, table: str, by: str, **where: Any) -> dict[str, int]:
+        """Rows with these values, for each value of a column."""
+        text = f"SELECT {by}, COUNT(*) FROM {table} {condition(where)} GROUP BY {by}"
         with self._lock:
-            return dict(map(tuple, self._connection.execute(f"SELECT {by}, COUNT(*) FROM {table} GROUP BY {by}")))
+            return dict(map(tuple, self._connection.execute(text, [*where.values()])))
+
+    def total(self, table: str, column: str, **where: Any) -> int:
+        """Sum of a column over the rows with these values."""
+        text = f"SELECT COALESCE(SUM({column}), 0) FROM {table} {condition(where)}"
+        with self._lock:
+            return self._connection.execute(text, [*where.values()]).fetchone()[0]
+
+
+def condition(where: Mapping[str, Any]) -> str:
+    return f"WHERE {' AND '.join(f'{name} = ?' for name in where)}" if where else ""
 
 
 def written(value: Any) -> Any:
