@@ -53,9 +53,15 @@ class HostAdapters:
         with self._lock:
             return self._bytes
 
-    def keep(self, version: int, adapter: LoraAdapter, folder: Path | None = None) -> None:
-        """A new version. It stays in memory until it has a folder and others need the room."""
-        kept = Kept(adapter.outline, adapter, folder, adapter.fingerprint, adapter.nbytes)
+    def keep(
+        self, version: int, adapter: LoraAdapter, folder: Path | None = None, fingerprint: str | None = None
+    ) -> None:
+        """A new version. It stays in memory until it has a folder and others need the room.
+
+        Args:
+            fingerprint: of the adapter, where the caller knows it: it takes long to compute.
+        """
+        kept = Kept(adapter.outline, adapter, folder, fingerprint or adapter.fingerprint, adapter.nbytes)
         with self._lock:
             self._kept[version] = kept
             self._make_room()

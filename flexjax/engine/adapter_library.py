@@ -36,11 +36,13 @@ class Ready(NamedTuple):
     """An adapter that was read and needs only its name.
 
     Attributes:
+        fingerprint: of the adapter, computed here since the engine's thread has no time for it.
         staged: None where no place on the device was free.
     """
 
     adapter: LoraAdapter
     folder: Path
+    fingerprint: str
     staged: Staged | None
 
 
@@ -69,11 +71,11 @@ class AdapterLibrary:
         adapter, folder = read_adapter(directory, self._model), Path(directory).resolve()
         self.table.require_size(name, adapter.rank)
         free = len(self.table.resident) < self.table.adapters - 1  # a guess from another thread: nothing depends on it
-        return Ready(adapter, folder, self._staged(adapter) if free else None)
+        return Ready(adapter, folder, adapter.fingerprint, self._staged(adapter) if free else None)
 
     def add(self, name: str, ready: Ready) -> None:
         """The name means it from now on. It gets a place at once if one is free, else when it is asked for."""
-        keep = lambda number: self.host.keep(number, ready.adapter, ready.folder)
+        keep = lambda number: self.host.keep(number, ready.adapter, ready.folder, ready.fingerprint)
         self._loop.call(self._add, name, ready.adapter, keep, ready.staged)
 
     def register(self, name: str, directory: str | os.PathLike, fingerprint: str | None = None) -> None:

@@ -99,7 +99,7 @@ class LoadedAdapters:
         engine_name, folder = self.engine_name(owner, name), self._folders.find(owner, path)
         ready = self._engine.prepare_adapter(engine_name, folder)
         row = {"id": new_id("adapter"), "created": int(time.time()), "owner": owner, "name": name, "path": path}
-        row |= {"folder": self._folders.place_of(owner, folder), "fingerprint": ready.adapter.fingerprint}
+        row |= {"folder": self._folders.place_of(owner, folder), "fingerprint": ready.fingerprint}
         with self._changing:
             self._write(row)
             try:
