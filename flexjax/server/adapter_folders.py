@@ -51,10 +51,9 @@ class AdapterFolders:
 
     def hidden(self, owner: str, message: str) -> str:
         """A message without what only those who run the server may know: where it keeps things."""
-        own = f"adapter_dir/{owner}" if owner in self._owners else "adapter_dir"
-        for place, shown in ((self._root_of(owner), own), (self._root, "adapter_dir")):
-            message = message.replace(str(place.resolve()), shown).replace(str(place), shown)
-        return message
+        own = "adapter_dir" if owner == OPERATOR else f"adapter_dir/{owner}"
+        message = message.replace(str(self._root_of(owner).resolve()), own)
+        return message.replace(str(self._root.resolve()), "adapter_dir")
 
     def _root_of(self, owner: str) -> Path:
         return self._root / owner if owner != OPERATOR else self._root
@@ -63,11 +62,11 @@ class AdapterFolders:
         return "the server's adapter_dir" if owner == OPERATOR else f"the server's adapter_dir/{owner}, your part of it"
 
     def _may_read(self, owner: str, folder: Path) -> bool:
-        """The operator reads nothing of an owner, and in the service's own folder nothing that jobs of others made."""
+        """Whether an owner may read a folder of its part: the operator nothing of an owner, and in the service's own
+        folder nobody what jobs of others made."""
         if not self._private:
             return True
-        root = self._root.resolve()
-        if owner == OPERATOR and folder.is_relative_to(root) and folder.relative_to(root).parts[:1] in self._parts:
+        if owner == OPERATOR and self._owners.intersection(folder.relative_to(self._root.resolve()).parts[:1]):
             return False
         if not folder.is_relative_to(self._folder.root):
             return True
@@ -75,7 +74,3 @@ class AdapterFolders:
         if place[:1] != ("adapters",):
             return False
         return len(place) < 2 or not place[1].startswith(JOB_NAMES) or self._trained.owner_of(place[1]) == owner
-
-    @property
-    def _parts(self) -> set[tuple[str]]:
-        return {(owner,) for owner in self._owners}

@@ -22,7 +22,7 @@ class Admission:
         draining: the service is stopping; nothing is let in.
     """
 
-    def __init__(self, rows: int, max_queue: int, limit_of: Callable[[str], int] = lambda owner: 0):
+    def __init__(self, rows: int, max_queue: int, limit_of: Callable[[str], int]):
         self.open, self.draining = 0, False
         self._rows, self._max_queue, self._limit_of = rows, max_queue, limit_of
         self._owned: Counter[str] = Counter()
