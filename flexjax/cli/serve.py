@@ -132,9 +132,10 @@ def prepare_sampling(engine: "flexjax.Engine") -> None:
 
 def show_service(engine: "flexjax.Engine", config: ServerConfig, address: str) -> None:
     settings, devices = engine.config, jax.devices()[: engine.config.tp]
+    apart = ", owners of keys from the folders of their names in it" if config.api_keys_file else ""
     show(str(engine.memory_plan))
     show(f"devices: {', '.join(each.device_kind for each in devices)}")
-    show(f"adapters: {', '.join(sorted(engine.adapters.named)) or 'none'}; clients load from {config.adapters}")
+    show(f"adapters: {', '.join(sorted(engine.adapters.named)) or 'none'}; clients load from {config.adapters}{apart}")
     show(
         f"{settings.served_model_name} ({settings.model}, {settings.dtype}): {settings.max_rows} rows of at most "
         f"{settings.max_model_len} tokens, {config.max_queue} more may wait"

@@ -23,8 +23,9 @@ class Kept:
         outline: the adapter without its weights; it decides rank and scale.
         adapter: None while it is not in memory.
         folder: where it can be read again, in PEFT's format; None: nowhere, so that it stays in memory.
-        fingerprint: of its weights; None before they were in memory for the first time.
+        fingerprint: of what it must be; None where that is not known before it is in memory for the first time.
         bytes: in memory.
+        fault: why it could not be read when it was last tried; None if it could.
     """
 
     outline: LoraAdapter
@@ -32,6 +33,7 @@ class Kept:
     folder: Path | None = None
     fingerprint: str | None = None
     bytes: int = 0
+    fault: str | None = None
 
 
 class HostAdapters:
@@ -51,17 +53,28 @@ class HostAdapters:
         with self._lock:
             return self._bytes
 
-    def keep(self, version: int, adapter: LoraAdapter, folder: Path | None = None) -> None:
-        """A new version. It stays in memory until it has a folder and others need the room."""
-        kept = Kept(adapter.outline, adapter, folder, adapter.fingerprint, adapter.nbytes)
+    def keep(
+        self, version: int, adapter: LoraAdapter, folder: Path | None = None, fingerprint: str | None = None
+    ) -> None:
+        """A new version. It stays in memory until it has a folder and others need the room.
+
+        Args:
+            fingerprint: of the adapter, where the caller knows it: it takes long to compute.
+        """
+        kept = Kept(adapter.outline, adapter, folder, fingerprint or adapter.fingerprint, adapter.nbytes)
         with self._lock:
             self._kept[version] = kept
             self._make_room()
 
-    def know(self, version: int, outline: LoraAdapter, folder: Path) -> None:
-        """A new version that is read when it is needed first; ``outline`` is the adapter without weights."""
+    def know(self, version: int, outline: LoraAdapter, folder: Path, fingerprint: str | None = None) -> None:
+        """A new version that is read when it is needed first.
+
+        Args:
+            outline: the adapter without weights.
+            fingerprint: of the adapter that it must be; None takes what is found.
+        """
         with self._lock:
-            self._kept[version] = Kept(outline, folder=folder)
+            self._kept[version] = Kept(outline, folder=folder, fingerprint=fingerprint)
 
     def fetch(self, version: int) -> LoraAdapter:
         """A version's adapter, from memory or from its folder.
@@ -74,12 +87,17 @@ class HostAdapters:
             self._kept.move_to_end(version)
             if kept.adapter is not None:
                 return kept.adapter
-        adapter = self._read(kept.folder)
-        require_same(kept, adapter)
+        adapter = self._reread(kept)
         with self._lock:
             kept.adapter, kept.fingerprint, kept.bytes = adapter, adapter.fingerprint, adapter.nbytes
             self._make_room()
         return adapter
+
+    def fault(self, version: int) -> str | None:
+        """Why a version could not be read when it was last tried; None if it could, or is unknown."""
+        with self._lock:
+            kept = self._kept.get(version)
+            return None if kept is None else kept.fault
 
     def saved(self, version: int, folder: Path) -> bool:
         """A version was written to a folder: whether the very same is read from there. If so it need not stay in
@@ -112,6 +130,17 @@ class HostAdapters:
         """Nobody will ask for it again; nothing happens if it is unknown."""
         with self._lock:
             self._kept.pop(version, None)
+
+    def _reread(self, kept: Kept) -> LoraAdapter:
+        """Raises OSError, ValueError."""
+        try:
+            adapter = self._read(kept.folder)
+            require_same(kept, adapter)
+        except (OSError, ValueError) as error:
+            kept.fault = str(error)
+            raise
+        kept.fault = None
+        return adapter
 
     @property
     def _bytes(self) -> int:

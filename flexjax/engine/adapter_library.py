@@ -32,6 +32,20 @@ class Staged(NamedTuple):
     factors: dict
 
 
+class Ready(NamedTuple):
+    """An adapter that was read and needs only its name.
+
+    Attributes:
+        fingerprint: of the adapter, computed here since the engine's thread has no time for it.
+        staged: None where no place on the device was free.
+    """
+
+    adapter: LoraAdapter
+    folder: Path
+    fingerprint: str
+    staged: Staged | None
+
+
 class AdapterLibrary:
     """Args:
     config: how many places there are and how much memory.
@@ -52,17 +66,24 @@ class AdapterLibrary:
         self._loop = loop
         self.tier.open(loop.post, self.stage, self.publish)
 
-    def load(self, name: str, directory: str | os.PathLike) -> None:
-        """A new version of a name, read now. It gets a place at once if one is free, else when it is asked for."""
+    def prepare(self, name: str, directory: str | os.PathLike) -> Ready:
+        """An adapter that is to be a new version of a name, read now. Raises FileNotFoundError, ValueError."""
         adapter, folder = read_adapter(directory, self._model), Path(directory).resolve()
+        self.table.require_size(name, adapter.rank)
         free = len(self.table.resident) < self.table.adapters - 1  # a guess from another thread: nothing depends on it
-        staged = self._staged(adapter) if free else None
-        self._loop.call(self._add, name, adapter, lambda number: self.host.keep(number, adapter, folder), staged)
+        return Ready(adapter, folder, adapter.fingerprint, self._staged(adapter) if free else None)
 
-    def register(self, name: str, directory: str | os.PathLike) -> None:
-        """As `load`, but the weights are read when they are needed first. The folder must not change any more."""
+    def add(self, name: str, ready: Ready) -> None:
+        """The name means it from now on. It gets a place at once if one is free, else when it is asked for."""
+        keep = lambda number: self.host.keep(number, ready.adapter, ready.folder, ready.fingerprint)
+        self._loop.call(self._add, name, ready.adapter, keep, ready.staged)
+
+    def register(self, name: str, directory: str | os.PathLike, fingerprint: str | None = None) -> None:
+        """As `prepare` and `add`, but the weights are read when they are needed first. The folder must not change any
+        more."""
         outline, folder = read_outline(directory, self._model), Path(directory).resolve()
-        self._loop.call(self._add, name, outline, lambda number: self.host.know(number, outline, folder), None)
+        know = lambda number: self.host.know(number, outline, folder, fingerprint)
+        self._loop.call(self._add, name, outline, know, None)
 
     def unload(self, name: str) -> None:
         def unload() -> None:
@@ -77,6 +98,11 @@ class AdapterLibrary:
     def saved(self, name: str, directory: str | os.PathLike) -> None:
         """The newest version of a name was written there; if the same is read again, it need not stay in memory."""
         self.host.saved(self._newest(name).version, Path(directory).resolve())
+
+    def fault(self, name: str) -> str | None:
+        """Why the newest version of a name could not be read when it was last tried; None if it could."""
+        found = self.table.named.get(name)
+        return None if found is None else self.host.fault(found.version)
 
     def get(self, name: str) -> LoraAdapter:
         """The newest version of a name, on the host."""

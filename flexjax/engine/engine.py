@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from flexjax.config import EngineConfig, from_table, load_tables
-from flexjax.engine.adapter_library import AdapterLibrary
+from flexjax.engine.adapter_library import AdapterLibrary, Ready
 from flexjax.engine.adapters import AdapterTable, AdapterVersion
 from flexjax.engine.batch import Serving
 from flexjax.engine.checkpoints import Checkpoints
@@ -24,7 +24,7 @@ from flexjax.engine.loop import Loop
 from flexjax.engine.outputs import Collector
 from flexjax.engine.startup import Machine, compile_job, policy_of
 from flexjax.engine.submission import Submission
-from flexjax.engine.trainer import Job, ShowCheckpoint, Trainer, optimizer_of, shape_of
+from flexjax.engine.trainer import Job, ShowCheckpoint, ShowTrained, Trainer, optimizer_of, shape_of
 from flexjax.fields import ConfigError
 from flexjax.finetuning.job import FinetuneJob
 from flexjax.finetuning.job_run import JobRun
@@ -300,14 +300,22 @@ class Engine:
             FileNotFoundError, ValueError: the adapter cannot be read, does not fit the model, or is larger than the
                 places of all adapters together.
         """
-        self._offer_adapters()
-        self.library.load(name, directory)
+        self.library.add(name, self.prepare_adapter(name, directory))
 
-    def register_adapter(self, name: str, directory: str | os.PathLike) -> None:
-        """As `load_adapter`, but only the configuration is read now, and the weights when somebody asks for them. The
-        folder must not change any more: a request that finds others in it is ended with an error."""
+    def prepare_adapter(self, name: str, directory: str | os.PathLike) -> Ready:
+        """All of `load_adapter` that takes long or fails; ``library.add`` does the rest. Raises as it does."""
         self._offer_adapters()
-        self.library.register(name, directory)
+        return self.library.prepare(name, directory)
+
+    def register_adapter(self, name: str, directory: str | os.PathLike, fingerprint: str | None = None) -> None:
+        """As `load_adapter`, but only the configuration is read now, and the weights when somebody asks for them. The
+        folder must not change any more: a request that finds others in it is ended with an error.
+
+        Args:
+            fingerprint: of the adapter that it must be (`LoraAdapter.fingerprint`); None takes what is found first.
+        """
+        self._offer_adapters()
+        self.library.register(name, directory, fingerprint)
 
     def _offer_adapters(self) -> None:
         self._catalog.add_adapters()
@@ -333,6 +341,7 @@ class Engine:
         resume: bool = False,
         paused: bool = False,
         show_checkpoint: ShowCheckpoint | None = None,
+        show_trained: ShowTrained | None = None,
     ) -> FinetuneHandle:
         """Queue a finetuning job; when it succeeds its adapter serves under the job's name at once.
 
@@ -341,6 +350,8 @@ class Engine:
             paused: wait for `FinetuneHandle.resume` before the first unit.
             show_checkpoint: called on another thread with the step, the adapter and the events of each checkpoint,
                 before it is there to resume from; if it raises OSError or ValueError there is no checkpoint.
+            show_trained: called on the engine's thread with the trained adapter before its name means it; it must not
+                take long. From then on the name may be anybody's to unload.
 
         Raises:
             ConfigError: the data or the settings cannot be used; rows are named by their line.
@@ -367,7 +378,7 @@ class Engine:
         compile_job(self._runner.programs, shape, optimizer_of(run))
         if paused:
             run.pause()
-        self.loop.call(self.trainer.submit, Job(run, adapter, checkpoint, show_checkpoint))
+        self.loop.call(self.trainer.submit, Job(run, adapter, checkpoint, show_checkpoint, show_trained))
         return FinetuneHandle(run, self.loop, self.trainer, 0 if checkpoint is None else checkpoint.step)
 
     def _starting_adapter(self, job: FinetuneJob) -> LoraAdapter:

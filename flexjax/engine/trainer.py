@@ -40,13 +40,16 @@ KEPT_MICROBATCHES = 100_000
 ShowCheckpoint = Callable[[int, LoraAdapter, list[dict]], None]
 """Takes a checkpoint's step, its adapter and the job's events up to it."""
 
+ShowTrained = Callable[[LoraAdapter], None]
+"""Takes the adapter of a job that succeeds."""
+
 
 @dataclass(eq=False)
 class Job:
     """A job that the engine knows.
 
     Attributes:
-        show_checkpoint: see `Engine.finetune`.
+        show_checkpoint, show_trained: see `Engine.finetune`.
         adapter: where it starts from; checkpoint: where it goes on from, None at the beginning.
         losses: of the group being read, by (microbatch, window); norm: of its update, once read.
         version: where its adapter lies on the device, or waits for a place; None before the job is admitted.
@@ -59,6 +62,7 @@ class Job:
     adapter: LoraAdapter
     checkpoint: CheckpointInfo | None = None
     show_checkpoint: ShowCheckpoint | None = None
+    show_trained: ShowTrained | None = None
     version: AdapterVersion | None = None
     losses: dict[tuple[int, int], float] = field(default_factory=dict)
     norm: float | None = None
@@ -292,6 +296,8 @@ class Trainer:
             if job.saved != job.steps:
                 self.save(job)
             trained = self.trained_adapter(job)
+            if job.show_trained is not None:
+                job.show_trained(trained)
             self.runner.drop_job(job.name)
             self.announce(job.version, trained)
             self.tier.release(job.version)

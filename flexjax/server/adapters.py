@@ -1,11 +1,9 @@
 """/v1/load_lora_adapter and /v1/unload_lora_adapter, as vLLM has them.
 
-A name that is in use gets a new version: requests that run keep theirs. Folders outside the adapter folder cannot be
-named.
+A name that is in use gets a new version: requests that run keep theirs. Folders outside the owner's adapter folder
+cannot be named.
 """
 
-import os
-from pathlib import Path
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -16,9 +14,9 @@ from starlette.routing import Route
 from flexjax.config import nearest
 from flexjax.engine.adapters import UnknownAdapter
 from flexjax.server.bodies import parse_body, read_body
-from flexjax.server.errors import ApiError, model_not_found
+from flexjax.server.errors import ApiError, is_full, model_not_found
 from flexjax.server.owner import owner_of
-from flexjax.server.prompts import BodyError, shortened
+from flexjax.server.prompts import BodyError
 from flexjax.server.protocol import typed
 from flexjax.server.service import Service, service_of
 from flexjax.server.trained_models import JOB_NAMES
@@ -48,51 +46,24 @@ def checked_name(name: str, service: Service) -> str:
         raise BodyError(f"lora_name begins with {JOB_NAMES!r}, which names of finetuning jobs do", "lora_name")
     if service.private and service.catalog.is_shared(name):
         raise BodyError(f"lora_name is {name!r}, an adapter of the server's configuration; choose another", "lora_name")
+    if not service.private and service.loaded.is_of_a_job(name):
+        raise BodyError(f"lora_name is {name!r}, which a job of the configuration trains; choose another", "lora_name")
     if len(name) > LONGEST_NAME or not name.isprintable():
         raise BodyError(f"lora_name must be printable and of at most {LONGEST_NAME} characters", "lora_name")
     return name
 
 
-def folder_of(path: str, root: Path) -> Path:
-    """The folder that a client's path means, links followed.
-
-    Raises:
-        BodyError: it lies outside ``root``.
-    """
-    try:
-        folder = (root / path).resolve()
-        inside = folder.is_relative_to(root.resolve())
-    except (ValueError, OSError, RuntimeError) as error:  # a zero byte, a name too long, links in a circle
-        raise BodyError(f"lora_path is {shortened(path)}, which is no path", "lora_path") from error
-    if not inside:
-        raise BodyError(f"lora_path is {shortened(path)}, which is outside the server's adapter_dir", "lora_path")
-    return folder
-
-
-def may_read(service: Service, owner: str, folder: Path) -> bool:
-    """Whether an owner may load what lies there: in the service's own folder is what the jobs of others made."""
-    if not service.private or not folder.is_relative_to(service.folder.root):
-        return True
-    place = folder.relative_to(service.folder.root).parts
-    if place[:1] != ("adapters",):
-        return False
-    return len(place) < 2 or not place[1].startswith(JOB_NAMES) or service.trained.owner_of(place[1]) == owner
-
-
-def load(service: Service, owner: str, asked_name: str, path: str) -> None:
+def load(service: Service, owner: str, name: str, path: str) -> None:
     """On a worker's thread. Raises ApiError, BodyError."""
-    name = service.catalog.loaded_name(owner, checked_name(asked_name, service))
-    root = service.config.adapters
-    folder = folder_of(path, root)
-    if not may_read(service, owner, folder) or not os.path.isdir(folder):
-        raise ApiError(404, f"There is no folder {shortened(path)} in the server's adapter_dir.", "lora_path")
     try:
-        service.engine.load_adapter(name, folder)
+        service.loaded.load(owner, checked_name(name, service), path)
+    except BodyError:
+        raise
     except (ValueError, OSError) as error:
-        hidden = str(error).replace(str(root.resolve()), "adapter_dir")  # where the server keeps things is its own
-        hidden = service.catalog.readable(owner, hidden)
+        if is_full(error):
+            raise
+        hidden = service.catalog.readable(owner, service.loaded.hidden(owner, str(error)))
         raise ApiError(400, f"The adapter cannot be loaded: {hidden}", "lora_path") from error
-    service.adapter_paths[name] = path
 
 
 async def load_adapter(request: Request) -> Response:
@@ -113,10 +84,9 @@ def unload(service: Service, owner: str, name: str) -> None:
     if service.private and service.catalog.is_shared(found):
         raise BodyError(f"lora_name is {name!r}, an adapter of the server's configuration; it stays", "lora_name")
     try:
-        service.engine.unload_adapter(found)
+        service.loaded.unload(found)
     except UnknownAdapter as error:
         raise model_not_found(name) from error
-    service.adapter_paths.pop(found, None)
 
 
 async def unload_adapter(request: Request) -> Response:

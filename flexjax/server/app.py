@@ -39,7 +39,7 @@ def create_app(engine: "flexjax.Engine", config: ServerConfig) -> Starlette:
         ConfigError: the data folder cannot be used, or the file of keys.
     """
     keys = read_keys(config)
-    service = Service(engine, config, private=bool(keys))
+    service = Service(engine, config, keys)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:

@@ -72,6 +72,7 @@ def keep_upload(service: Service, owner: str, upload: UploadFile, fields: dict[s
     limit = service.config.max_file_bytes
     if (upload.size or 0) > limit:
         raise file_too_long(limit)
+    service.limits.require_file_room(owner, upload.size or 0)
     identifier, counted = new_id("file"), []
 
     def write(path: Path) -> None:
@@ -83,7 +84,7 @@ def keep_upload(service: Service, owner: str, upload: UploadFile, fields: dict[s
     row = {"id": identifier, "created": int(time.time()), "filename": name, "purpose": PURPOSE}
     row |= {"owner": owner, "bytes": os.path.getsize(service.folder.file(identifier)), "rows": counted[0]}
     try:
-        with service.store.writing():
+        with service.limits.another_file(owner, row["bytes"]), service.store.writing():
             service.store.add("files", **row)
     except BaseException:
         service.folder.file(identifier).unlink()  # nobody knows its name

@@ -1,6 +1,7 @@
 """/v1/fine_tuning/jobs: adapters that clients have trained beside everybody's requests."""
 
 import secrets
+from dataclasses import replace
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -48,7 +49,11 @@ def create(service: Service, owner: str, raw: bytes) -> dict[str, Any]:
     """On a worker's thread. Raises ApiError, BodyError."""
     asked = translate_job(parse_body(raw), seed=secrets.randbelow(2**31))
     require_inputs(service, owner, asked)
-    return job_object(service.keeper.create(asked, owner, service.base_name.rsplit("/", 1)[-1]))
+    weight = service.limits.weight(owner, asked.hyperparameters.get("weight"))
+    if weight is not None:
+        asked = replace(asked, hyperparameters=asked.hyperparameters | {"weight": weight})
+    with service.limits.another_job(owner):
+        return job_object(service.keeper.create(asked, owner, service.base_name.rsplit("/", 1)[-1]))
 
 
 async def create_job(request: Request) -> Response:

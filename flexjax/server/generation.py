@@ -5,7 +5,7 @@ import queue
 import time
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
@@ -18,6 +18,7 @@ from flexjax.server.bridge import Bridge
 from flexjax.server.delivery import Delivery, split_delivery
 from flexjax.server.disconnect import until_gone
 from flexjax.server.errors import ApiError, api_error_of, internal_error, model_not_found, no_room, stopping
+from flexjax.server.loaded_adapters import cannot_be_loaded
 from flexjax.server.outputs import Outputs
 from flexjax.server.owner import owner_of
 from flexjax.server.prompts import chat_encoder
@@ -74,8 +75,8 @@ class Generation:
         with ExitStack() as undo:
             service.rates.take_tokens(owner, self._allowed)
             undo.callback(service.rates.give_back, owner, self._allowed)
-            service.admission.widen(self.count)
-            undo.callback(service.admission.leave, self.count - 1)
+            service.admission.widen(owner, self.count)
+            undo.callback(service.admission.leave, owner, self.count - 1)
             self._submitted: Future[list[list[int]]] = engine.submit_soon(self._submissions())
             undo.pop_all()
 
@@ -105,7 +106,7 @@ class Generation:
         self.close()
 
     def close(self) -> None:
-        self._service.admission.leave(self.count)
+        self._service.admission.leave(self._owner, self.count)
         self._service.rates.give_back(self._owner, self._allowed - self._used_tokens())
         if not self.outputs.ended:
             self._submitted.add_done_callback(self._cancel)
@@ -143,7 +144,15 @@ class Generation:
         if not self.outputs.ended:
             raise ClientDisconnect
         for output in self.outputs.newest:
-            require_success(output)
+            self.require_success(output)
+
+    def require_success(self, output: RequestOutput) -> None:
+        """Raises ApiError if a sequence did not end by itself; those of a client that has gone are not looked at."""
+        if output.finish_reason == "abort":
+            raise stopping()
+        if output.finish_reason == "error":
+            fault = None if self._adapter is None else self._service.loaded.fault(self._adapter)
+            raise internal_error() if fault is None else cannot_be_loaded(self.request.adapter, fault)
 
 
 def require_context(prompts: list[list[int]], limit: int, field: str) -> None:
@@ -154,14 +163,6 @@ def require_context(prompts: list[list[int]], limit: int, field: str) -> None:
         raise ApiError(400, message, field, "context_length_exceeded")
 
 
-def require_success(output: RequestOutput) -> None:
-    """Raises ApiError if a sequence did not end by itself; those of a client that has gone are not looked at."""
-    if output.finish_reason == "abort":
-        raise stopping()
-    if output.finish_reason == "error":
-        raise internal_error()
-
-
 async def begin(request: Request, chat: bool) -> Generation:
     """The generation that a request asks for, accepted by the engine.
 
@@ -170,12 +171,12 @@ async def begin(request: Request, chat: bool) -> Generation:
     """
     arrival, service, owner = time.perf_counter(), service_of(request), owner_of(request)
     service.rates.take_request(owner)
-    service.admission.enter()
+    service.admission.enter(owner)
     try:
         raw = await read_body(request, service.config.max_body_bytes)
         generation = await run_in_threadpool(submit, service, owner, raw, chat, arrival)
     except BaseException:
-        service.admission.leave(1)
+        service.admission.leave(owner, 1)
         raise
     try:
         await generation.accepted()
@@ -191,6 +192,8 @@ def submit(service: Service, owner: str, raw: bytes, chat: bool, arrival: float)
         delivery, body = split_delivery(parse_body(raw), chat)
         defaults = service.engine.defaults.sampling
         request = translate(body, chat=chat, base_names=service.base_names, defaults=defaults)
+        asked = None if body.get("priority") is None else request.priority
+        request = replace(request, priority=service.limits.priority(owner, asked))
         adapter = adapter_of(service, owner, request.adapter)
         return Generation(service, owner, request, adapter, delivery, arrival)
     except (ValueError, ApiError) as error:

@@ -90,16 +90,20 @@ class JobBook:
             self._add(identifier, event_row(f"checkpoint {step}", now, message))
 
     def succeed(self, identifier: str, adapter: LoraAdapter) -> None:
-        """The adapter and the results are on the disk, and the job has ended."""
+        """The adapter and the results are on the disk, and the job has ended; or nothing but the adapter is."""
         row = self.row(identifier)
         self.folder.write_adapter(self.folder.adapter(row["name"]), adapter)
         result, table = new_id("file"), self.results(identifier)
         self.folder.write_file(result, lambda path: write_csv(path, table))
         size = os.path.getsize(self.folder.file(result))
         file = {"id": result, "created": int(time.time()), "filename": f"{identifier}-results.csv", "bytes": size}
-        with self.store.writing():
-            self.store.add("files", **file, owner=row["owner"], purpose=RESULT_PURPOSE, rows=len(table))
-            self._end(identifier, "succeeded", f"The job has ended; the new model is {row['name']}", result=result)
+        try:
+            with self.store.writing():
+                self.store.add("files", **file, owner=row["owner"], purpose=RESULT_PURPOSE, rows=len(table))
+                self._end(identifier, "succeeded", f"The job has ended; the new model is {row['name']}", result=result)
+        except BaseException:
+            self.folder.file(result).unlink()  # nobody knows its name
+            raise
 
     def fail(self, identifier: str, error: str) -> None:
         with self.store.writing():

@@ -9,13 +9,11 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import flexjax
-from flexjax.engine.handles import FinetuneHandle
 from flexjax.engine.loop import EngineStopped
 from flexjax.finetuning.job import FinetuneJob
 from flexjax.server.catalog import Catalog
@@ -23,32 +21,16 @@ from flexjax.server.errors import ApiError, is_full, stopping
 from flexjax.server.job_book import JobBook
 from flexjax.server.job_events import FINAL
 from flexjax.server.job_request import JobRequest
+from flexjax.server.live_job import Live
 from flexjax.server.prompts import BodyError
 from flexjax.server.trained_models import TrainedModels
+from flexjax.weights.adapter import LoraAdapter
 
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.05
 FAULT_SECONDS = 1.0
 """Between two tries to write down what could not be written."""
-
-
-@dataclass(eq=False)
-class Live:
-    """A job that the engine has.
-
-    Attributes:
-        seen, status: what of it is written down.
-        written: is done when its last checkpoints are on the disk; None before its end.
-        cancelling: a client asked for the end; else a cancelled job is one that the engine gave up when it stopped.
-    """
-
-    id: str
-    handle: FinetuneHandle
-    seen: int = 0
-    status: str = ""
-    written: Future | None = None
-    cancelling: bool = False
 
 
 class JobKeeper:
@@ -183,28 +165,34 @@ class JobKeeper:
             raise ValueError(f"the file {file} is no longer there; upload it again and create a new job")
 
     def _submit(self, identifier: str, job: FinetuneJob, paused: bool) -> None:
-        totals: list[int] = []
-        show = partial(self._show_checkpoint, identifier, totals)
+        live = Live(identifier)
+        shows = {"show_checkpoint": partial(self._show_checkpoint, live), "show_trained": live.take}
         resume = self._engine.config.checkpoint_dir is not None
-        handle = self._engine.finetune(job, resume=resume, paused=paused, show_checkpoint=show)
-        totals.append(handle.total_steps)
-        self._insist(self._book.accepted, identifier, handle.resumed_step)
+        live.handle = self._engine.finetune(job, resume=resume, paused=paused, **shows)
+        self._insist(self._book.accepted, identifier, live.handle.resumed_step)
         with self._lock:
-            self._live[identifier] = Live(identifier, handle)  # the follower writes down what comes of it
+            self._live[identifier] = live  # the follower writes down what comes of it
 
-    def _show_checkpoint(self, identifier: str, totals: list[int], step: int, adapter, events: list[dict]) -> None:
+    def _show_checkpoint(self, live: Live, step: int, adapter: LoraAdapter, events: list[dict]) -> None:
         """On the engine's checkpoint thread. Raises OSError."""
-        self._book.keep_checkpoint(identifier, totals[0] if totals else step, step, adapter, events)
+        total_steps = step if live.handle is None else live.handle.total_steps
+        self._book.keep_checkpoint(live.id, total_steps, step, adapter, events)
 
     def _follow(self) -> None:
         while not self._closing.wait(LOOK_SECONDS):
-            try:
-                with self._lock:
-                    for live in list(self._live.values()):
-                        self._look(live)
-            except Exception:  # a full disk, mostly; requests are served meanwhile
-                logger.exception("what jobs do cannot be written down; trying again")
+            with self._lock:
+                written = [self._try_look(live) for live in list(self._live.values())]
+            if not all(written):
                 self._closing.wait(FAULT_SECONDS)
+
+    def _try_look(self, live: Live) -> bool:
+        """Whether what is new is written down. One job's trouble is not the others'."""
+        try:
+            self._look(live)
+        except Exception:  # a full disk, mostly; requests are served meanwhile
+            logger.exception("what the job %s does cannot be written down; trying again", live.id)
+            return False
+        return True
 
     def _look(self, live: Live) -> None:
         """Write down what is new."""
@@ -212,9 +200,9 @@ class JobKeeper:
         if status in FINAL and not self._ended(live, status):
             del self._live[live.id]  # the next process goes on with it
             return
-        if len(events) > live.seen or status != live.status:
-            shown = live.status if status in FINAL else status
-            self._book.follow(live.id, events, live.seen, live.handle.total_steps, shown or "queued")
+        shown = live.status or "queued" if status in FINAL else status
+        if not live.ended and (len(events) > live.seen or shown != live.status):
+            self._book.follow(live.id, events, live.seen, live.handle.total_steps, shown)
             live.seen, live.status = len(events), shown
             self._models.prune(live.id)
         if status in FINAL and self._written(live, status):
@@ -239,11 +227,18 @@ class JobKeeper:
         return status == "cancelled" or live.written.done()
 
     def _end(self, live: Live, status: str) -> None:
+        """Is called until it returns: what is done is not done again."""
+        if not live.ended:
+            self._write_end(live, status)
+            live.ended = True
         if status == "succeeded":
-            self._book.succeed(live.id, self._engine.adapter(live.handle.name))
             self._models.written(live.handle.name)
+        self._models.prune(live.id)
+
+    def _write_end(self, live: Live, status: str) -> None:
+        if status == "succeeded":
+            self._book.succeed(live.id, live.trained)
         elif status == "failed":
             self._fail(live.id, live.handle.error)
         else:
             self._book.cancel(live.id)
-        self._models.prune(live.id)

@@ -17,7 +17,7 @@ def base_card(service: Service) -> dict[str, Any]:
 
 def adapter_card(service: Service, name: str, engine_name: str) -> dict[str, Any]:
     """``root`` is where a client said that the adapter is; one that was trained here has its name."""
-    return card(service, name, root=service.adapter_paths.get(engine_name, name), parent=service.base_name)
+    return card(service, name, root=service.loaded.path_of(engine_name) or name, parent=service.base_name)
 
 
 def card(service: Service, name: str, root: str, parent: str | None) -> dict[str, Any]:

@@ -27,11 +27,12 @@ QUERIES = {
 ERRORS = {
     "400": "The request is wrong; param says where.",
     "401": "There is no key, or it is not one of the server's.",
+    "403": "The owner's limits do not allow it, now or later.",
     "404": "What is named is not there, or is another owner's.",
     "408": "The body did not come in time.",
     "413": "The body is too long.",
     "415": "The body has another content type.",
-    "429": "Too much is asked for at once, or a minute; Retry-After says when to try again.",
+    "429": "Too much is asked for at once, or a minute, or by this owner; Retry-After says when to try again.",
     "503": "The server is stopping, or jobs hold the places that the model needs.",
     "507": "The server's disk is full.",
 }

@@ -8,6 +8,7 @@ from typing import Any
 from starlette.requests import Request
 
 import flexjax
+from flexjax.server.adapter_folders import AdapterFolders
 from flexjax.server.admission import Admission
 from flexjax.server.bridge import Bridge
 from flexjax.server.catalog import Catalog
@@ -19,6 +20,9 @@ from flexjax.server.engine_view import EngineView
 from flexjax.server.iterations import EngineGauge
 from flexjax.server.job_book import JobBook
 from flexjax.server.job_keeper import JobKeeper
+from flexjax.server.keys import ApiKeys
+from flexjax.server.limits import Limits
+from flexjax.server.loaded_adapters import LoadedAdapters
 from flexjax.server.owner import owner_of
 from flexjax.server.rates import RateLimits
 from flexjax.server.store import Store
@@ -29,10 +33,8 @@ from flexjax.server.trained_models import TrainedModels
 @dataclass
 class Service:
     """Attributes:
-    private: owners are kept apart, by their keys.
+    keys: of clients.
     started: Unix seconds.
-    adapter_paths: where adapters that clients loaded came from, as they named it, by the engine's names; others are
-        absent.
 
     Raises:
         ConfigError: the data folder cannot be used.
@@ -40,12 +42,14 @@ class Service:
 
     engine: "flexjax.Engine"
     config: ServerConfig
-    private: bool = False
+    keys: ApiKeys
+    limits: Limits = field(init=False)
     admission: Admission = field(init=False)
     rates: RateLimits = field(init=False)
     folder: DataFolder = field(init=False)
     store: Store = field(init=False)
     trained: TrainedModels = field(init=False)
+    loaded: LoadedAdapters = field(init=False)
     catalog: Catalog = field(init=False)
     keeper: JobKeeper = field(init=False)
     curves: Curves = field(init=False)
@@ -55,10 +59,8 @@ class Service:
     totals: ServingTotals = field(default_factory=ServingTotals)
     facts: EngineGauge = field(default_factory=EngineGauge)
     started: int = field(default_factory=lambda: int(time.time()))
-    adapter_paths: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
-        self.admission = Admission(self.engine.config.max_rows, self.config.max_queue)
         self.rates = RateLimits(self.config.requests_per_minute, self.config.tokens_per_minute)
         self.folder = DataFolder(Path(self.config.data_dir).resolve())
         try:
@@ -66,8 +68,13 @@ class Service:
         except BaseException:
             self.folder.close()
             raise
+        self.limits = Limits(self.config, self.store)
+        self.admission = Admission(self.engine.config.max_rows, self.config.max_queue, self.limits.sequences)
         self.trained = TrainedModels(self.engine, self.store, self.folder, self.config.max_checkpoints)
-        self.catalog = Catalog(self.engine, self.trained, self.private)
+        apart = self.keys.owners, self.private
+        folders = AdapterFolders(self.config.adapters, *apart, self.folder, self.trained)
+        self.loaded = LoadedAdapters(self.engine, self.store, folders, self.private)
+        self.catalog = Catalog(self.engine, self.trained, self.loaded, self.private)
         book = JobBook(self.store, self.folder)
         self.keeper = JobKeeper(self.engine, book, self.trained, self.catalog)
         self.curves, self.configured = book.curves, ConfiguredJobs(self.engine)
@@ -77,6 +84,11 @@ class Service:
         """After the engine, whose last checkpoints are still written down."""
         self.store.close()
         self.folder.close()
+
+    @property
+    def private(self) -> bool:
+        """Owners are kept apart, by their keys."""
+        return bool(self.keys)
 
     @property
     def base_name(self) -> str:

@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 from flexjax.request import RequestOutput
 from flexjax.server.disconnect import until_gone
 from flexjax.server.errors import ApiError
-from flexjax.server.generation import Generation, require_success
+from flexjax.server.generation import Generation
 
 DONE = b"data: [DONE]\n\n"
 JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))  # made once: every token of every stream needs it
@@ -68,7 +68,7 @@ class EventStream(Response):
             yield opening
         try:
             async for index, output in self._generation.outputs.changes():
-                require_success(output)
+                self._generation.require_success(output)
                 if data := b"".join(self._event(each) for each in self._answer.chunks(index, output)):
                     yield data
             if delivery.usage:

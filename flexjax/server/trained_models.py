@@ -97,14 +97,17 @@ class TrainedModels:
 
     def prune(self, job: str) -> None:
         """Take away a job's checkpoints but the newest, and those that other jobs start from."""
-        checkpoints = self._store.rows("checkpoints", {"job": job}, newest_first=True) if self._kept else []
-        if len(checkpoints) <= self._kept:
+        if not self._kept or len(self._checkpoints(job)) <= self._kept:
             return
         with self._registering:
             starts = self._starts()
-            for row in checkpoints[self._kept :]:
+            for row in self._checkpoints(job)[self._kept :]:  # again: a client may have deleted one
                 if row["name"] not in starts:
                     self._forget(row["name"])
+
+    def _checkpoints(self, job: str) -> list[dict[str, Any]]:
+        """The newest first."""
+        return self._store.rows("checkpoints", {"job": job}, newest_first=True)
 
     def left_over(self) -> list[Path]:
         """Folders of what was taken away before a process was killed."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import math
 from collections import Counter
 from dataclasses import dataclass, field
@@ -69,8 +70,10 @@ class LoraAdapter:
 
     @property
     def fingerprint(self) -> str:
-        """Equal for adapters of equal weights, and for no others."""
-        digest = hashlib.sha256()
+        """Equal for adapters of equal weights, terms and scales, and for no others."""
+        term = lambda each: None if each is None else (each.rank, float(each.alpha))
+        terms = {name: [term(each) for each in layers] for name, layers in self.terms.items()}
+        digest = hashlib.sha256(json.dumps([terms, self.use_rslora], sort_keys=True).encode())
         for name in sorted(self.weights):
             for factor in self.weights[name]:
                 digest.update(f"{name} {factor.shape}".encode())

@@ -7,7 +7,7 @@ import pytest
 
 from flexjax.engine.adapter_host import HostAdapters
 from flexjax.engine.adapters import NoRoomForAdapter
-from flexjax.weights.adapter import LoraAdapter, fresh_adapter
+from flexjax.weights.adapter import LoraAdapter, LoraTerm, fresh_adapter
 from flexjax.weights.peft import read_adapter, read_outline, write_adapter
 from tests.tiny_model import CONFIG
 
@@ -107,3 +107,27 @@ def test_one_larger_than_all_room_is_served_and_not_kept(reads, folders):
     assert small.bytes == 0
     assert_is(small.fetch(0), 0)
     assert small.bytes == 0
+
+
+def test_one_that_must_be_a_certain_adapter_is_that_or_refused(host, folders):
+    """And why it could not be read is known until it could."""
+    for number, fingerprint in ((0, adapter(0).fingerprint), (1, adapter(0).fingerprint)):
+        host.know(number, read_outline(folders[number], CONFIG), folders[number], fingerprint)
+    assert_is(host.fetch(0), 0)
+    assert host.fault(0) is host.fault(1) is host.fault(9) is None
+    with pytest.raises(ValueError, match="its files have changed"):
+        host.fetch(1)
+    assert host.fault(1).startswith(f"the adapter in {folders[1]} is not the one") and host.fault(0) is None
+    write_adapter(folders[1], adapter(0))
+    assert_is(host.fetch(1), 0)
+    assert host.fault(1) is None
+
+
+def test_a_fingerprint_is_of_all_that_decides_an_answer(folders):
+    """Weights, rank, scale and kind of scale; what it was trained on changes nothing."""
+    one = adapter(0)
+    same = (read_adapter(folders[0], CONFIG), dataclasses.replace(one, base_model_name="x", dropout=0.5))
+    assert {each.fingerprint for each in same} == {one.fingerprint}
+    scaled = dataclasses.replace(one, terms={"q_proj": (LoraTerm(4, 9.0),) * CONFIG.num_layers})
+    others = (adapter(1), dataclasses.replace(one, use_rslora=True), scaled)
+    assert len({each.fingerprint for each in (one, *others)}) == 4

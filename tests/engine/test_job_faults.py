@@ -55,3 +55,20 @@ def test_a_fault_in_one_job_ends_no_other(faulty, fault, monkeypatch):
     faulty.loop.call(faulty.scheduler.check)
     versions = faulty.adapters.resident.values()
     assert all(each.announced and each.pins == each.holds == 0 for each in versions), "a place was not given back"
+
+
+def test_who_is_shown_the_adapter_has_it_before_its_name_means_it(faulty):
+    seen = []
+    show = lambda adapter: seen.append((adapter.fingerprint, "shown" in faulty.adapters.named))
+    assert faulty.finetune(job("shown"), show_trained=show).wait(timeout=60) == "succeeded"
+    assert seen == [(faulty.adapter("shown").fingerprint, False)]
+
+
+def test_a_fault_in_showing_the_adapter_ends_its_job_alone(faulty):
+    def fail(_) -> None:
+        raise MemoryError("no room for that")
+
+    broken = faulty.finetune(job("unseen"), show_trained=fail)
+    assert broken.wait(timeout=60) == "failed" and "no room for that" in broken.error
+    assert "unseen" not in faulty.adapters.named
+    assert faulty.finetune(job("seen")).wait(timeout=60) == "succeeded"

@@ -184,8 +184,8 @@ def owned(model, adapter_dir, tmp_path_factory, compilation_cache) -> Iterator[R
     with Engine.from_config(EngineConfig(**settings, checkpoint_dir=str(folder / "checkpoints"))) as engine:
         engine.load_adapter("house", adapter_dir / "poet")
         server = Running(engine, ServerConfig(port=0, data_dir=str(folder), max_checkpoints=3, **keys))
-        for name in ("poet", "painter"):
-            shutil.copytree(adapter_dir / name, server.config.adapters / name)
+        for name in ("poet", "painter", "ann/poet", "bob/painter"):
+            shutil.copytree(adapter_dir / name.rpartition("/")[2], server.config.adapters / name)
         server.start()
         yield server
         server.stop()

@@ -118,18 +118,42 @@ def test_trained_models_and_checkpoints_are_their_owners(owned, people, job):
         assert post(owned, "bob", "unload", lora_name=name).status_code == 404
 
 
-def test_another_owners_export_cannot_be_loaded_as_ones_own(owned, people, job):
-    """By default clients load adapters from the folder where finished models are."""
+def test_another_owners_export_cannot_be_loaded_as_ones_own(owned, job):
+    """By default the operator loads adapters from the folder where finished models are."""
     name = job.fine_tuned_model
     assert (owned.service.folder.adapter(name) / "adapter_config.json").exists()
-    ghost = post(owned, "bob", "load", lora_name="mine", lora_path="ft:ghost")
+    ghost = post(owned, "operator", "load", lora_name="mine", lora_path="ft:ghost")
     for path in (name, f"./{name}", f"poet/../{name}", f"{name}/."):
-        refused = post(owned, "bob", "load", lora_name="mine", lora_path=path)
+        refused = post(owned, "operator", "load", lora_name="mine", lora_path=path)
         assert refused.status_code == ghost.status_code == 404 and "There is no folder" in refused.text
-    assert post(owned, "ann", "load", lora_name="mine", lora_path=name).status_code == 200
-    said = people["ann"].completions.create(model="mine", prompt=PROMPT, **GREEDY).choices[0].text
-    assert said == text(owned.engine, name)
-    assert post(owned, "ann", "unload", lora_name="mine").status_code == 200
+    for owner in ("ann", "bob"):
+        assert post(owned, owner, "load", lora_name="mine", lora_path=f"../{name}").status_code == 400
+
+
+def test_an_owner_loads_from_its_own_part_of_the_adapter_folder(owned, people):
+    """Ann has a poet, bob a painter, and the operator both."""
+    root = owned.config.adapters.resolve()
+    if not (link := root / "ann" / "link").is_symlink():
+        link.symlink_to(root / "bob" / "painter")
+    load = lambda owner, path: post(owned, owner, "load", lora_name="own", lora_path=path)
+    message = lambda answer: answer.json()["error"]["message"]
+    for path in ("painter", "ann/poet", "bob/painter"):
+        refused = load("ann", path)
+        assert refused.status_code == 404 and "in the server's adapter_dir/ann" in message(refused)
+    for path in ("../bob/painter", "../painter", "../ann/../bob/painter", "..", f"{root}/bob/painter", "link", "/"):
+        refused = load("ann", path)
+        assert refused.status_code == 400 and "outside the server's adapter_dir/ann" in message(refused)
+    for path in ("ann/poet", "bob/painter", "ann", f"{root}/ann/poet", "ghost"):
+        refused = load("operator", path)
+        assert refused.status_code == 404 and str(root) not in message(refused).replace(path, "")
+    for owner, path in (("ann", "poet"), ("ann", f"{root}/ann/poet"), ("operator", "poet")):
+        assert load(owner, path).status_code == 200
+        said = people[owner].completions.create(model="own", prompt=PROMPT, **GREEDY).choices[0].text
+        assert said == text(owned.engine, "house"), "which is a poet"
+        assert post(owned, owner, "unload", lora_name="own").status_code == 200
+    (root / "ann" / "empty").mkdir(exist_ok=True)
+    refused = message(load("ann", "empty"))
+    assert "adapter_dir/ann/empty" in refused and str(root) not in refused
 
 
 def test_two_owners_give_one_name_to_two_adapters(owned, people):
