@@ -52,12 +52,15 @@ class Fence:
     world: "World"
     end: float
     value: np.ndarray
+    fault: Exception | None = None
 
     def is_ready(self) -> bool:
         return self.world.now >= self.end
 
     def block_until_ready(self) -> None:
         self.world.now = max(self.world.now, self.end)
+        if self.fault is not None:
+            raise self.fault
 
     def __array__(self, *_, **__) -> np.ndarray:
         self.block_until_ready()
@@ -88,9 +91,11 @@ class World:
     """Args:
         draw: of the seconds that programs take, and of loads.
         places: for adapters on the device.
+        risk: that a unit fails on the device.
 
     Attributes:
         ends: of requests, by number: their finish reason; None before.
+        faulty: jobs of which a unit has failed.
         asleep: what the jobs were when the engine slept for good; None: it was killed.
     """
 
@@ -99,6 +104,7 @@ class World:
     pages: int
     max_running: int
     places: int
+    risk: float
     disk: Disk
     now: float = 0.0
     jobs: dict[str, SimpleNamespace] = field(default_factory=dict)
@@ -106,6 +112,7 @@ class World:
     asleep: dict[str, JobStatus] | None = None
     commands: list[tuple[float, Callable]] = field(default_factory=list)
     device_end: float = 0.0
+    faulty: set[str] = field(default_factory=set)
     spins: int = 0
 
     def __post_init__(self):
@@ -125,7 +132,8 @@ class World:
         self.trainer = Trainer(self, self.scheduler, self.tier, self.max_running, self.disk, announce)
         self.loop = Loop(self.scheduler, self, self.trainer, self.tier, clock=self.clock)
         self.loop._commands = self
-        self.tier.open(lambda command, *arguments: self.at(0.0, lambda: command(*arguments)), lambda _: None, self.write)
+        post = lambda command, *arguments: self.at(0.0, lambda: command(*arguments))
+        self.tier.open(post, stage=lambda _: None, publish=lambda *_: None)
 
     def clock(self) -> float:
         return self.now
@@ -178,6 +186,8 @@ class World:
     # the queue of commands
 
     def get(self, timeout: float | None) -> tuple[Callable, Future] | None:
+        if self.asleep is not None or self.loop.failure is not None:
+            raise queue.Empty
         if self.commands and (timeout is None or self.commands[0][0] <= self.now + timeout):
             at, command = self.commands.pop(0)
             self.now, self.spins = max(self.now, at), 0
@@ -189,7 +199,7 @@ class World:
         if self.commands:
             self.now = self.commands[0][0]
             return self.get(None)
-        paused = [run for run in self.runs if run.status is JobStatus.PAUSED]
+        self.spins, paused = 0, [run for run in self.runs if run.status is JobStatus.PAUSED]
         if paused:
             return lambda: self.trainer.resume(paused[0].job.name), Future()
         self.asleep = {run.job.name: run.status for run in self.runs}
@@ -203,9 +213,6 @@ class World:
 
     def load(self, function: Callable, *arguments) -> None:
         self.at(self.draw.uniform(0, 0.02), lambda: function(*arguments))
-
-    def write(self, version: AdapterVersion, _) -> None:
-        """An adapter comes to its place."""
 
     # the device
 
@@ -226,12 +233,19 @@ class World:
     def dispatch_units(self, flight: InFlight, training, rates) -> None:
         for unit in flight.iteration.units:
             if unit.job in self.jobs:
-                flight.fence = Fence(self, self.passes(1e-3), np.array(1.0, np.float32))
+                flight.fence = Fence(self, self.passes(1e-3), np.array(1.0, np.float32), self.fault(unit.job))
+                flight.fences[unit.job] = unit, flight.fence
                 if unit.kind is UnitKind.LOSS:
                     assert unit.microbatch in training, "a loss window without its microbatch"
                     flight.losses.append((unit, flight.fence))
                 elif unit.kind is UnitKind.UPDATE:
                     flight.norms[unit.job] = flight.fence
+
+    def fault(self, name: str) -> Exception | None:
+        """What the device will say of the unit; it says the same of those that read what it wrote."""
+        if self.draw.random() < self.risk:
+            self.faulty.add(name)
+        return MemoryError("no room for that") if name in self.faulty else None
 
     def add_job(self, name: str, shape, optimizer, version, master, ratios) -> None:
         self.jobs[name] = SimpleNamespace(shape=shape, version=version, master=master)
