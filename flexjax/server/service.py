@@ -16,11 +16,11 @@ from flexjax.server.curves import Curves
 from flexjax.server.dashboard_jobs import ConfiguredJobs
 from flexjax.server.data_folder import DATABASE, DataFolder
 from flexjax.server.engine_view import EngineView
-from flexjax.server.iterations import EngineGauge
 from flexjax.server.job_book import JobBook
 from flexjax.server.job_keeper import JobKeeper
 from flexjax.server.owner import owner_of
 from flexjax.server.rates import RateLimits
+from flexjax.server.scrape import Scrape
 from flexjax.server.store import Store
 from flexjax.server.timeline import ServingTotals
 from flexjax.server.trained_models import TrainedModels
@@ -51,9 +51,9 @@ class Service:
     curves: Curves = field(init=False)
     configured: ConfiguredJobs = field(init=False)
     view: EngineView = field(init=False)
+    scrape: Scrape = field(init=False)
     bridge: Bridge = field(default_factory=Bridge)
     totals: ServingTotals = field(default_factory=ServingTotals)
-    facts: EngineGauge = field(default_factory=EngineGauge)
     started: int = field(default_factory=lambda: int(time.time()))
     adapter_paths: dict[str, str] = field(default_factory=dict)
 
@@ -71,7 +71,7 @@ class Service:
         book = JobBook(self.store, self.folder)
         self.keeper = JobKeeper(self.engine, book, self.trained, self.catalog)
         self.curves, self.configured = book.curves, ConfiguredJobs(self.engine)
-        self.view = EngineView(self.engine)
+        self.view, self.scrape = EngineView(self.engine), Scrape(self.engine)
 
     def close(self) -> None:
         """After the engine, whose last checkpoints are still written down."""

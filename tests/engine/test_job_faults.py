@@ -2,13 +2,12 @@
 
 import queue
 
-import jax
-import jax.numpy as jnp
 import pytest
 
 from flexjax.engine import trainer
 from flexjax.engine.loop import EngineStopped
 from flexjax.request import SamplingParams
+from tests.engine.broken_program import fail_on_the_device
 from tests.engine.conftest import job
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
@@ -42,19 +41,6 @@ class TooLate:
         raise MemoryError("no room for that")
 
     __float__ = block_until_ready
-
-
-def fail_on_the_device(given: int):
-    """A program that is given an argument and then fails while it runs."""
-
-    def fail(_):
-        raise MemoryError("no room for that")
-
-    def body(*arguments):
-        nothing = jax.pure_callback(fail, jax.ShapeDtypeStruct((), jnp.float32), jnp.float32(0))
-        return jax.tree.map(lambda array: array + nothing.astype(array.dtype), arguments[given])
-
-    return jax.jit(body, donate_argnums=given)
 
 
 def break_unit(engine, unit: str, moment: str, name: str, monkeypatch) -> None:

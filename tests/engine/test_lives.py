@@ -14,7 +14,7 @@ from flexjax.weights.adapter import fresh_adapter
 from tests.engine.virtual_jobs import POLICIES, Disk, World
 from tests.ladder import LLAMA
 
-LIVES = 200
+LIVES = 150
 ADAPTER = fresh_adapter(LLAMA, rank=4, alpha=8, target_modules=("q_proj",))
 ROWS = [{"input_ids": [7] * length, "loss_mask": [1] * length} for length in (20, 70, 130, 40, 200, 64)]
 

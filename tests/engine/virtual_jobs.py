@@ -233,7 +233,11 @@ class World:
     def dispatch_units(self, flight: InFlight, training, rates) -> None:
         for unit in flight.iteration.units:
             if unit.job in self.jobs:
-                flight.fence = Fence(self, self.passes(1e-3), np.array(1.0, np.float32), self.fault(unit.job))
+                fault = self.fault(unit.job)
+                if fault is not None and self.draw.random() < 0.5:
+                    flight.faults.append((unit, fault))
+                    continue
+                flight.fence = Fence(self, self.passes(1e-3), np.array(1.0, np.float32), fault)
                 flight.fences[unit.job] = unit, flight.fence
                 if unit.kind is UnitKind.LOSS:
                     assert unit.microbatch in training, "a loss window without its microbatch"
