@@ -213,7 +213,7 @@ MILESTONES = {
 }
 """Of a job's life, in their order."""
 
-TRIED = tuple(MILESTONES) if TRIES > 1 else ("the last step", "the last checkpoint", "the end")
+TRIED = tuple(MILESTONES) if TRIES > 1 else ("the last step", "the end")
 """In `make test` those about its end, which the moments above hardly ever meet."""
 
 HESITATION = 0.03
