@@ -11,9 +11,10 @@ import jax.numpy as jnp
 
 from flexjax.compiler.rematerialization import all_plans, backward_work, resolve_tape
 from flexjax.config import EngineConfig
+from flexjax.engine.blueprint import Compiled
 from flexjax.engine.calibration import calibrate_forward
 from flexjax.engine.layouts import LayoutCatalog
-from flexjax.engine.machine import claim_memory, device_mesh, memory_limit, use_compilation_cache
+from flexjax.engine.machine import claim_memory, device_mesh, memory_limit, program_folder
 from flexjax.engine.programs import JobShape, Programs
 from flexjax.engine.runner import Runner
 from flexjax.fields import ConfigError
@@ -99,7 +100,6 @@ class Machine:
 
     def __init__(self, config: EngineConfig, source: ModelSource, progress: Callable[[str], None]):
         claim_memory(config.memory_fraction)
-        use_compilation_cache(config.compilation_cache)
         self.config, self.progress = config, progress
         self.catalog = LayoutCatalog(config, policy_of(config).layout)
         self.layouts = self.catalog.layouts
@@ -111,11 +111,11 @@ class Machine:
         weight_bytes = nbytes(shapes) // config.tp
         dims = dimensions_of(config, source.config, tape_of(config, source.config, weight_bytes))
         self.plan = plan_pages(config, dims, weight_bytes, temporaries=0)
-        programs = Programs(definition, shapes, with_pages(dims, self.plan), kernels, mesh)
+        programs = Programs(definition, shapes, with_pages(dims, self.plan), kernels, mesh, program_folder(config))
         weights = self._weights(programs, source, shapes)
         supposed, self.plan = self.plan, plan_pages(config, dims, weight_bytes, self._temporaries(programs))
         if self.plan.pages != supposed.pages:
-            programs = Programs(definition, shapes, with_pages(dims, self.plan), kernels, mesh)
+            programs = Programs(definition, shapes, with_pages(dims, self.plan), kernels, mesh, program_folder(config))
         self._compile(programs)
         self.runner = Runner(programs, weights)
         self.latency = LatencyModel()
@@ -141,19 +141,19 @@ class Machine:
         return programs.forward(largest).memory.temp_size_in_bytes + logits
 
     def _compile(self, programs: Programs) -> None:
-        """Compile every layout and what samples from it, several at a time."""
+        """Get every layout and what samples from it, several at a time."""
         started, total = time.perf_counter(), len(self.layouts)
 
-        def ready(layout: SlotLayout) -> tuple[SlotLayout, float]:
-            program = programs.forward(layout)
+        def ready(layout: SlotLayout) -> tuple[SlotLayout, Compiled]:
             programs.sample(layout.rows, SamplingLevel.GREEDY, layout.logprobs)
-            return layout, program.seconds
+            return layout, programs.forward(layout)
 
         with ThreadPoolExecutor(min(COMPILERS, os.cpu_count() or 1)) as compilers:
             compiling = [compilers.submit(ready, layout) for layout in self.layouts]
             for number, finished in enumerate(as_completed(compiling), 1):
-                layout, seconds = finished.result()
-                self.progress(f"compiled {number} of {total}: {describe(layout)} in {seconds:.1f} s")
+                layout, program = finished.result()
+                done = "loaded" if program.stored else "compiled"
+                self.progress(f"ready {number} of {total}: {describe(layout)}, {done} in {program.seconds:.1f} s")
         self.progress(f"{total} programs ready in {time.perf_counter() - started:.1f} s")
 
 

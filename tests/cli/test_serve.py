@@ -89,7 +89,7 @@ def check_refusal(url: str) -> None:
 
 
 def check_shown(shown: str, rest: str) -> None:
-    engine = ("compiled 1 of", "weights", "sampling ready in", "devices: cpu")
+    engine = ("ready 1 of", "weights", "sampling ready in", "devices: cpu")
     for words in (*engine, "adapters: counter", "4 rows of at most 256 tokens"):
         assert words in shown
     assert f"SIGTERM: refusing new work, {SAMPLES} sequences end" in rest
