@@ -62,7 +62,7 @@ SUMMARIES: dict[str, tuple[str, Callable[[Tries], int], Callable[[Tries], str]]]
         lambda t: sum(each["times"] for each in t),
         lambda t: (
             f"{total(t, 'refused')} uploads were refused with 507, {total(t, 'kept')} files are there; requests were "
-            f"answered; at the last kill {total(t, 'steps_before_room')} of {total(t, 'steps')} steps were written; the "
+            f"answered; at the kill {total(t, 'steps_before_room')} of {total(t, 'steps')} steps were written; the "
             "process was killed and started again on the full disk; the adapter was that of an undisturbed job"
         ),
     ),
