@@ -87,7 +87,8 @@ browser:
 	fi
 
 # What the tests of faults try once in `make test`, ten times; what came of it is in the file of results.
-FAULTS := $(addprefix tests/server/test_,kill.py torn_database.py corrupt_uploads.py full_disk.py load.py adapter_churn.py)
+FAULTS := $(addprefix tests/server/test_,kill.py torn_database.py corrupt_uploads.py full_disk.py small_disk.py load.py \
+	adapter_churn.py broken_device.py)
 FAULT_RESULTS := benchmarks/results/reliability.json
 
 test-faults: venv

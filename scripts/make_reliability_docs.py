@@ -57,6 +57,20 @@ SUMMARIES: dict[str, tuple[str, Callable[[Tries], int], Callable[[Tries], str]]]
             "all of them afterwards, once; the adapter was that of an undisturbed job"
         ),
     ),
+    "small disk": (
+        "a disk that is really full, during a job",
+        lambda t: sum(each["times"] for each in t),
+        lambda t: (
+            f"{total(t, 'refused')} uploads were refused with 507, {total(t, 'kept')} files are there; requests were "
+            f"answered; at the kill {total(t, 'steps_before_room')} of {total(t, 'steps')} steps were written; the "
+            "process was killed and started again on the full disk; the adapter was that of an undisturbed job"
+        ),
+    ),
+    "http queue": (
+        "requests at once, each on a connection of its own",
+        lambda t: sum(each["requests"] for each in t),
+        lambda t: f"{total(t, 'answered')} were answered; {total(t, 'refused')} beyond the queue refused with 429",
+    ),
     "queue": (
         "sequences in the queue while the engine stands still",
         lambda t: sum(each["sequences"] for each in t),

@@ -38,6 +38,9 @@ KEY_VARIABLE = "FLEXJAX_API_KEY"
 
 HIDDEN = "a key"
 
+FAILED = 1
+"""Exit status when the engine's thread has died, so that a supervisor starts the service again."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine_arguments(parser)
@@ -65,13 +68,15 @@ def run(arguments: argparse.Namespace) -> int:
     settings = settings.with_checkpoints(Path(config.data_dir) / CHECKPOINTS)
     with bind(config) as listener:
         show_log()
-        succeeded = serve(settings, config, listener, arguments)
+        succeeded, failure = serve(settings, config, listener, arguments)
     if settings.jobs and succeeded:
         forget_checkpoints(settings, arguments.output)
     elif settings.jobs:
         command = resume_command(without_keys(arguments.command_line))
         show(f"not every job has succeeded; to go on from the checkpoints:\n  {command}")
-    return 0
+    if failure is not None:
+        show(f"the engine has failed: {failure}\nstart the service again: jobs of clients go on from their checkpoints")
+    return 0 if failure is None else FAILED
 
 
 def without_keys(command_line: list[str]) -> list[str]:
@@ -103,9 +108,11 @@ def show_log() -> None:
     own.propagate = False  # libraries that we load give the root logger a handler of theirs
 
 
-def serve(settings: Settings, config: ServerConfig, listener: socket, arguments: argparse.Namespace) -> bool:
-    """Serve until told to stop; whether all jobs have succeeded. A closed engine ends the jobs, then the thread that
-    follows them comes to its end."""
+def serve(
+    settings: Settings, config: ServerConfig, listener: socket, arguments: argparse.Namespace
+) -> tuple[bool, BaseException | None]:
+    """Serve until told to stop; whether all jobs have succeeded, and why the engine failed, if it did. A closed engine
+    ends the jobs, then the thread that follows them comes to its end."""
     with ExitStack() as closing, ExitStack() as stack:
         follower = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="flexjax-jobs"))
         engine = stack.enter_context(flexjax.Engine.from_config(settings.engine, progress=show))
@@ -119,7 +126,7 @@ def serve(settings: Settings, config: ServerConfig, listener: socket, arguments:
         closing.callback(app.state.service.close)
         ServerProcess(app, config).run(sockets=[listener])
         show("stopped")
-    return succeeded.result()
+    return succeeded.result(), engine.loop.failure
 
 
 def prepare_sampling(engine: "flexjax.Engine") -> None:

@@ -61,6 +61,11 @@ class Loop:
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="flexjax-engine", daemon=True)
 
+    @property
+    def failure(self) -> BaseException | None:
+        """Why the thread died; None while it lives, and after `stop`."""
+        return self._failure
+
     def start(self) -> None:
         self._thread.start()
 
@@ -135,6 +140,7 @@ class Loop:
         if flight is not None:
             rates = self.trainer.learning_rates(flight.iteration)
             self.runner.dispatch_units(flight, self.trainer.training, rates)
+            self.trainer.failed(flight)
             self.trainer.dispatched(flight.iteration)
 
     def _complete_flight(self) -> None:
@@ -225,6 +231,9 @@ class Loop:
                 future.set_result(command())
             except Exception as error:  # belongs to whoever asked
                 future.set_exception(error)
+            except BaseException as error:  # nothing can go on
+                future.set_exception(stopped(error))
+                raise
             self.tier.advance()
 
     def _patience(self) -> float | None:
@@ -256,6 +265,10 @@ class Loop:
             except queue.Empty:
                 return
             if item is not None:
-                stopped = EngineStopped("the engine has stopped")
-                stopped.__cause__ = self._failure
-                item[1].set_exception(stopped)
+                item[1].set_exception(stopped(self._failure))
+
+
+def stopped(cause: BaseException | None) -> EngineStopped:
+    error = EngineStopped("the engine has stopped")
+    error.__cause__ = cause
+    return error

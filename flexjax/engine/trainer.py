@@ -241,12 +241,26 @@ class Trainer:
                 del job.current[0]
                 job.run.advance()
 
+    def failed(self, flight: InFlight) -> None:
+        """A unit that could not be dispatched, or that failed on the device, ends its job."""
+        for unit, error in flight.faults:
+            job = self.jobs[unit.job]
+            if unit.microbatch in job.packed:  # else it has ended already
+                with self._faults_of(job):
+                    raise error
+
     def completed(self, flight: InFlight) -> None:
         """Read the iteration's results; record steps; finish jobs that are done."""
+        self.failed(flight)
         for unit, loss in flight.losses:
-            self.jobs[unit.job].losses[unit.microbatch, unit.window] = float(loss)
+            job = self.jobs[unit.job]
+            if unit.microbatch in job.packed:  # else it has ended, and another may have its name
+                with self._faults_of(job):
+                    job.losses[unit.microbatch, unit.window] = float(loss)
         for name, norm in flight.norms.items():
-            self.jobs[name].norm = float(norm)
+            if name in self.runner.jobs:
+                with self._faults_of(self.jobs[name]):
+                    self.jobs[name].norm = float(norm)
         for identifier in flight.completion.microbatches:
             self._settle(identifier, flight.iteration.index)
         for job in list(self.jobs.values()):
@@ -268,7 +282,10 @@ class Trainer:
             return  # its job was cancelled after the scheduler reported it
         self.tier.table.unpin(training.adapter)
         job = next(job for job in self.jobs.values() if identifier in job.packed)
-        packed = job.packed.pop(identifier)
+        with self._faults_of(job):
+            self._record(job, job.packed.pop(identifier), iteration)
+
+    def _record(self, job: Job, packed: PackedMicrobatch, iteration: int) -> None:
         if not packed.evaluation:
             trained = sum(each.trained_tokens for each in packed.examples)
             self.settled.append(SettledMicrobatch(job.name, iteration, packed.tokens, trained))

@@ -116,13 +116,16 @@ class JobRun:
 
     def record_step(self, loss: float, grad_norm: float) -> None:
         """Results of the next optimizer step: its mean loss and the global gradient norm before clipping. The job
-        fails, with the data rows of the step, if either is not a number."""
+        fails, with the learning rate and the data rows of the step, if either is not a finite number: nothing useful
+        can follow."""
         self._unread -= 1
         step = len(self.losses)
         if self.status.final:
             return
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            self.fail(f"loss is {loss} and gradient norm {grad_norm}", step=step + 1, lines=self.group_lines(step))
+            rate = float(self.learning_rate(step))
+            said = f"loss is {loss}, gradient norm {grad_norm} and learning rate {rate:g}"
+            self.fail(said, step=step + 1, lines=self.group_lines(step))
             return
         self.losses.append(float(loss))
         self._record(

@@ -128,6 +128,11 @@ class Jobs:
                 if tape.pages is None:
                     return
 
+    @property
+    def robbed(self) -> bool:
+        """Some tape waits to get its pages back."""
+        return any(tape.pages is None and not self.jobs[tape.microbatch.job].paused for tape in self.tapes.values())
+
     def runnable(self, pages_short: bool = False) -> list[Job]:
         """Jobs with work that could run now.
 

@@ -100,8 +100,9 @@ class Scheduler:
 
     @property
     def idle(self) -> bool:
-        """Nothing is under way and nothing could be scheduled before something is added."""
-        return not (self.in_flight or self._serving.sequences or self._jobs.runnable())
+        """Nothing is under way and nothing could be scheduled before something is added. A tape that lost its pages
+        gets them back in ``schedule``."""
+        return not (self.in_flight or self._serving.sequences or self._jobs.runnable() or self._jobs.robbed)
 
     @property
     def statistics(self) -> Statistics:

@@ -11,12 +11,16 @@ from typing import Any
 import flexjax
 from flexjax.engine.metrics import IterationRecord
 from flexjax.scheduler.scheduler import Statistics
+from flexjax.server.patience import answer_of
 from flexjax.server.recent import Seconds
 
 PARTS = ("decode", "prompt", "forward", "backward")
 SHOWN_ITERATIONS = 100
 MOST_RECORDS = 6_000
 """At once, so that whoever looks after a long time does not hold up the engine: a minute of iterations of 10 ms."""
+
+PATIENCE = 5.0
+"""Seconds in which the engine has to answer."""
 
 FRESH_SECONDS = 0.5
 """However many look, the engine is asked no more often."""
@@ -77,11 +81,11 @@ class EngineView:
         self._asked, self._asking = 0.0, None
 
     async def look(self) -> EngineNow:
-        """Raises EngineStopped."""
+        """Raises EngineStopped, or ApiError (503) if the engine does not answer."""
         if self._asking is None or self._asking.done() and time.perf_counter() > self._asked + FRESH_SECONDS:
             self._asked = time.perf_counter()
             self._asking = asyncio.ensure_future(self._ask())
-        return await asyncio.shield(self._asking)
+        return await answer_of(self._asking, PATIENCE)
 
     async def _ask(self) -> EngineNow:
         now = await asyncio.wrap_future(self._engine.loop.post(EngineNow.gather, self._engine, self._counted))

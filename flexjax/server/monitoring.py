@@ -1,6 +1,5 @@
 """/metrics: what Prometheus reads. Names are vLLM's where the meaning is, else begin with ``flexjax:``."""
 
-import asyncio
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry
@@ -11,8 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from flexjax.server.adapter_metrics import AdapterFacts
 from flexjax.server.iterations import EngineFacts
+from flexjax.server.scrape import Scraped
 from flexjax.server.service import Service, service_of
 from flexjax.server.timeline import ServingTotals
 
@@ -85,19 +84,21 @@ def job_families(service: Service, labels: dict[str, str]) -> list[Metric]:
     return [jobs, losses]
 
 
-async def engine_facts(service: Service) -> tuple[EngineFacts, AdapterFacts]:
-    """Gathered on the engine's thread, between the same two iterations."""
-    gather = lambda: (service.facts.gather(service.engine), AdapterFacts.gather(service.engine))
-    return await asyncio.shield(asyncio.wrap_future(service.engine.loop.post(gather)))
+def scraped_families(scraped: Scraped, labels: dict[str, str]) -> Iterator[Metric]:
+    """What the engine said, and how long ago that was."""
+    yield from engine_families(scraped.engine, scraped.adapters.unstarted, labels)
+    yield from scraped.adapters.families(labels)
+    text = "Since the engine said what is shown of it; it grows while the engine does not answer."
+    yield gauge("flexjax:engine_age_seconds", text, labels, scraped.age)
 
 
 async def metrics(request: Request) -> Response:
     service = service_of(request)
     labels = {"model_name": service.base_name}
-    facts, adapters = await engine_facts(service)
+    scraped = await service.scrape.look()
     jobs = await run_in_threadpool(job_families, service, labels)
     registry = CollectorRegistry()
-    families = [*engine_families(facts, adapters.unstarted, labels), *adapters.families(labels)]
+    families = [] if scraped is None else scraped_families(scraped, labels)
     registry.register(Snapshot([*families, *request_families(service.totals, labels), *jobs]))
     encode, content_type = choose_encoder(request.headers.get("accept", ""))
     return Response(encode(registry), headers={"Content-Type": content_type})

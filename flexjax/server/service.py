@@ -17,7 +17,6 @@ from flexjax.server.curves import Curves
 from flexjax.server.dashboard_jobs import ConfiguredJobs
 from flexjax.server.data_folder import DATABASE, DataFolder
 from flexjax.server.engine_view import EngineView
-from flexjax.server.iterations import EngineGauge
 from flexjax.server.job_book import JobBook
 from flexjax.server.job_keeper import JobKeeper
 from flexjax.server.keys import ApiKeys
@@ -25,6 +24,7 @@ from flexjax.server.limits import Limits
 from flexjax.server.loaded_adapters import LoadedAdapters
 from flexjax.server.owner import owner_of
 from flexjax.server.rates import RateLimits
+from flexjax.server.scrape import Scrape
 from flexjax.server.store import Store
 from flexjax.server.timeline import ServingTotals
 from flexjax.server.trained_models import TrainedModels
@@ -55,9 +55,9 @@ class Service:
     curves: Curves = field(init=False)
     configured: ConfiguredJobs = field(init=False)
     view: EngineView = field(init=False)
+    scrape: Scrape = field(init=False)
     bridge: Bridge = field(default_factory=Bridge)
     totals: ServingTotals = field(default_factory=ServingTotals)
-    facts: EngineGauge = field(default_factory=EngineGauge)
     started: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self):
@@ -78,7 +78,7 @@ class Service:
         book = JobBook(self.store, self.folder)
         self.keeper = JobKeeper(self.engine, book, self.trained, self.catalog)
         self.curves, self.configured = book.curves, ConfiguredJobs(self.engine)
-        self.view = EngineView(self.engine)
+        self.view, self.scrape = EngineView(self.engine), Scrape(self.engine)
 
     def close(self) -> None:
         """After the engine, whose last checkpoints are still written down."""

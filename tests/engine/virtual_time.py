@@ -124,4 +124,4 @@ class World:
     def nothing(self, *_) -> dict:
         return {}
 
-    offer = scheduled = dispatched = completed = learning_rates = dispatch_units = abandon = nothing
+    offer = scheduled = failed = dispatched = completed = learning_rates = dispatch_units = abandon = nothing

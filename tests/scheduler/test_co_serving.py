@@ -155,6 +155,23 @@ def test_a_dropped_tape_is_named_loses_its_pages_and_begins_again(simulate):
     assert sim.scheduler.statistics.preemptions == 0
 
 
+def test_a_dropped_tape_wakes_the_engine_when_the_request_that_took_its_pages_has_gone(simulate):
+    sim = simulate(
+        "co_serve", pages=30, caching=False, objective=0.008, layouts=(SlotLayout(8), SlotLayout(8, 64, tape=True))
+    )
+    assert sim.microbatch(lengths=(640,), pages_per_block=2)
+    sim.step()
+    request = sim.request(words(700), new=30)
+    sim.step()
+    assert sim.scheduler.dropped == (0,)
+    assert sim.scheduler.cancel(request.id)
+    while sim.flying:
+        sim.complete_one()
+    assert not sim.scheduler.idle
+    sim.drain()
+    assert sim.finished_microbatches == [0] and sim.scheduler.idle
+
+
 def test_a_tape_that_a_loss_has_read_is_kept(simulate):
     layouts = (SlotLayout(8), SlotLayout(8, 640, tape=True))
     options = {"finetune_tokens": 640, "backward_units": 1, "layout": layouts[1]}

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,12 +35,19 @@ def write_config(folder: Path, compilation_cache: str, server: dict | None = Non
 
 
 @contextmanager
-def served(config: Path) -> Iterator[tuple[subprocess.Popen, openai.OpenAI]]:
-    """A server of its own process, which is killed at the end."""
+def served(
+    config: Path, module: str = "flexjax.cli", inside: Sequence[str] = ()
+) -> Iterator[tuple[subprocess.Popen, openai.OpenAI]]:
+    """A server of its own process, which is killed at the end.
+
+    Args:
+        module: that is run, with the arguments of ``flexjax``.
+        inside: words before the command, that have it run somewhere else.
+    """
     log = config.with_name("log")
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4"}
     with open(log, "w") as lines:
-        command = [sys.executable, "-m", "flexjax.cli", "serve", str(config)]
+        command = [*inside, sys.executable, "-m", module, "serve", str(config)]
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=lines, stdout=lines)
     try:
         deadline = time.monotonic() + 120

@@ -1,5 +1,6 @@
-"""A server is killed at seeded moments of a job and of traffic. What it had acknowledged is there afterwards, once; the
-job's adapter is to the byte that of a job nobody killed; and every answer was the right one."""
+"""A server is killed at seeded moments of a job and of traffic, and as soon as a client sees the milestones of a job's
+life. What it had acknowledged is there afterwards, once; the job's adapter is to the byte that of a job nobody killed;
+and every answer was the right one."""
 
 import random
 import signal
@@ -225,6 +226,23 @@ def live(ledger: Ledger, process, client, turn: random.Random, seconds: float) -
         assert not thread.is_alive(), "a request was neither answered nor refused"
 
 
+def check_end(ledger: Ledger, config) -> None:
+    """The last server brings the job to its end, as if nothing had happened."""
+    with served(config) as (_, client):
+        ledger.check(client)
+        done = ended(client, ledger.job)
+        assert done.status == "succeeded", done.error
+        ledger.check(client)
+        assert steps_in(events_of(client, done.id)) == list(range(1, STEPS + 1))
+        assert [each.step_number for each in checkpoints_of(client, done.id)] == list(range(STEPS, 0, -EVERY))
+        assert said(client, done.fine_tuned_model) == ledger.whole.answers[STEPS]
+    assert adapter_bytes(config, done.fine_tuned_model) == ledger.whole.adapter
+
+
+def steps_in(events) -> list[int]:
+    return sorted(event.data["step"] for event in events if "train_loss" in (event.data or {}))
+
+
 @pytest.mark.parametrize("seed", range(TRIES))
 def test_a_server_that_is_killed_at_any_moment_forgets_nothing(seed, whole, tmp_path, compilation_cache):
     turn, ledger, config = random.Random(seed), Ledger(whole), write_config(tmp_path, compilation_cache, **PLACES)
@@ -238,17 +256,58 @@ def test_a_server_that_is_killed_at_any_moment_forgets_nothing(seed, whole, tmp_
             ledger.delete(client, turn)
             seconds = turn.uniform(0.0, 3.0)
             live(ledger, process, client, turn, seconds)
-    with served(config) as (_, client):
-        ledger.check(client)
-        done = ended(client, ledger.job)
-        assert done.status == "succeeded", done.error
-        ledger.check(client)
-        steps = sorted(event.data["step"] for event in events_of(client, done.id) if "train_loss" in (event.data or {}))
-        assert steps == list(range(1, STEPS + 1))
-        assert [each.step_number for each in checkpoints_of(client, done.id)] == list(range(STEPS, 0, -EVERY))
-        assert said(client, done.fine_tuned_model) == whole.answers[STEPS]
-    assert adapter_bytes(config, done.fine_tuned_model) == whole.adapter
+    check_end(ledger, config)
     assert not ledger.wrong and set(ledger.ends) <= {"answered", "cut", "429", "503"}
     told = {"events": len(ledger.events), "checkpoints": len(ledger.checkpoints), "files": len(ledger.files)}
     told["adapter_changes"] = ledger.changes
     note("kill", seed=seed, moments=MOMENTS, **told, answered=ledger.ends["answered"], cut=ledger.ends["cut"])
+
+
+def newest_events(client, job: str) -> list:
+    return client.fine_tuning.jobs.list_events(job, limit=20).data
+
+
+def reached_step(step: int):
+    return lambda client, job: any(each >= step for each in steps_in(newest_events(client, job)))
+
+
+def reached_checkpoint(step: int):
+    return lambda client, job: any(each.step_number >= step for each in checkpoints_of(client, job))
+
+
+MILESTONES = {
+    "it has begun": lambda client, job: client.fine_tuning.jobs.retrieve(job).status == "running",
+    "the first step": reached_step(1),
+    "the first checkpoint": reached_checkpoint(EVERY),
+    "the last step": reached_step(STEPS),
+    "the last checkpoint": reached_checkpoint(STEPS),
+    "the end": lambda client, job: client.fine_tuning.jobs.retrieve(job).status == "succeeded",
+}
+"""Of a job's life, in their order."""
+
+TRIED = tuple(MILESTONES) if TRIES > 1 else ("the last step", "the end")
+"""In `make test` those about its end, which the moments above hardly ever meet."""
+
+HESITATION = 0.03
+"""Most seconds between the sight and the kill, but the first time."""
+
+
+@pytest.mark.parametrize("seed", range(-(-TRIES // 3)))
+def test_a_server_that_is_killed_at_each_milestone_of_its_job_forgets_nothing(seed, whole, tmp_path, compilation_cache):
+    turn, ledger, config = random.Random(seed), Ledger(whole), write_config(tmp_path, compilation_cache, **PLACES)
+    for milestone in TRIED:
+        with served(config) as (process, client):
+            if not ledger.job:
+                ledger.files.append(upload(client, jsonl(ROWS)).id)
+                ledger.job = create(client, ledger.files[0], JOB, seed=5).id
+            deadline = time.monotonic() + 120
+            while not MILESTONES[milestone](client, ledger.job):
+                job = client.fine_tuning.jobs.retrieve(ledger.job)
+                assert time.monotonic() < deadline and job.status not in ("failed", "cancelled"), (milestone, job)
+                ledger.look(client, turn)
+            time.sleep(turn.uniform(0, HESITATION) if seed else 0.0)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    check_end(ledger, config)
+    told = {"events": len(ledger.events), "checkpoints": len(ledger.checkpoints), "files": len(ledger.files)}
+    note("kill", seed=seed, moments=len(TRIED), **told, answered=0, cut=0)

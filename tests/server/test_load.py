@@ -2,16 +2,24 @@
 
 import asyncio
 import json
+import resource
+import subprocess
+import sys
 import time
+from collections import Counter
 
 import openai
 import pytest
 
 from tests.server.conftest import halted, wait_until
+from tests.server.crowd import PROMPTS
 from tests.server.fault_record import TRIES, note
+from tests.server.processes import ROOT
 
 BODY = {"model": "tiny", "prompt": "a", "max_tokens": 2, "temperature": 0, "extra_body": {"ignore_eos": True}}
 ROWS, STREAMS = 4, 500
+SPARE_FILES = 1_000
+"""That this process may open beside its ends of connections."""
 
 
 def test_beyond_the_queue_requests_are_refused_and_may_come_again(serving, engine):
@@ -106,3 +114,33 @@ def test_thousands_in_the_queue_are_answered_and_those_beyond_refused(serving, e
         assert sum(answer.usage.completion_tokens for answer in answers) == total
         wait_until(lambda: server.service.admission.open == 0)
     note("queue", sequences=total, answered=len(choices), refused=len(refused) * each)
+
+
+def crowd(server, count: int) -> subprocess.Popen:
+    command = [sys.executable, "-m", "tests.server.crowd", server.host, str(server.port), str(count)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def came_of(process: subprocess.Popen) -> list[tuple[int, int, str, int]]:
+    said, _ = process.communicate(timeout=540)
+    assert process.returncode == 0
+    return [tuple(each) for each in json.loads(said)]
+
+
+def test_thousands_of_requests_on_connections_of_their_own(serving, engine):
+    """Ten thousand in `make test-faults`, or as many as this process may open files: all are open at once, since the
+    engine stands still until they are. Each is answered as its prompt asks for; those beyond the queue are refused."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    total, beyond = min(500 if TRIES == 1 else 10_000, allowed - SPARE_FILES), 100
+    with serving(max_queue=total - ROWS) as server:
+        with halted(engine):
+            waiting = crowd(server, total)
+            wait_until(lambda: server.service.admission.open == total, seconds=240)
+            refused = came_of(crowd(server, beyond))
+        answers = came_of(waiting)
+        wait_until(lambda: server.service.admission.open == 0)
+    assert {(status, code) for status, _, code, _ in refused} == {(429, "overloaded")}
+    assert {status for status, *_ in answers} == {200} and sum(often for *_, often in answers) == total
+    assert Counter(prompt for _, prompt, _, _ in answers) == Counter(range(PROMPTS)), "a prompt had two answers"
+    assert len({text for _, _, text, _ in answers}) > PROMPTS / 4, "answers to different prompts differ"
+    note("http queue", requests=total, answered=total, refused=beyond)

@@ -9,9 +9,10 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from flexjax.engine.metrics import IterationRecord
+from flexjax.server import engine_view, health, scrape
 from flexjax.server.iterations import EngineGauge
 from flexjax.version import __version__
-from tests.server.conftest import wait_until
+from tests.server.conftest import halted, wait_until
 
 BODY = {"model": "tiny", "temperature": 0, "extra_body": {"ignore_eos": True}}
 
@@ -80,6 +81,35 @@ def test_iterations_are_counted_once_and_shares_look_back_ten_seconds():
     assert facts.totals.updates == 1 and facts.finetune_share == pytest.approx(4 / 7)
     assert facts.headroom_seconds == pytest.approx((0.5 - 0.5) / 2)
     assert facts.adapter_versions == {"poet": 3} and facts.statistics == "now"
+
+
+def test_a_scrape_waits_for_no_engine_that_stands_still(serving, engine, monkeypatch):
+    """Before the engine has ever answered there is nothing of it; then what it said last, with its age."""
+    monkeypatch.setattr(scrape, "PATIENCE", 0.2)
+    with serving() as server, server.client() as client:
+        with halted(engine):
+            first = samples(server)
+        assert ("vllm:generation_tokens_total",) in first and ("vllm:num_requests_running",) not in first
+        client.completions.create(prompt=[1, 2, 3], max_tokens=5, **BODY)
+        wait_until(lambda: ("flexjax:iterations_total",) in samples(server))
+        before = samples(server)
+        with halted(engine):
+            held = [samples(server) for _ in range(2)]
+        after = samples(server)
+    assert [each["flexjax:iterations_total",] for each in held] == [before["flexjax:iterations_total",]] * 2
+    assert 0.2 <= held[0]["flexjax:engine_age_seconds",] < held[1]["flexjax:engine_age_seconds",]
+    assert after["flexjax:engine_age_seconds",] < held[1]["flexjax:engine_age_seconds",]
+
+
+def test_the_dashboard_and_health_say_that_the_engine_stands_still(serving, engine, monkeypatch):
+    monkeypatch.setattr(engine_view, "PATIENCE", 0.2)
+    monkeypatch.setattr(health, "PATIENCE", 0.2)
+    with serving() as server:
+        with halted(engine):
+            busy = [httpx.get(f"{server.url}{path}") for path in ("/dashboard.json", "/health")]
+        assert [each.status_code for each in busy] == [503, 503]
+        assert {each.json()["error"]["code"] for each in busy} == {"engine_busy"}
+        assert httpx.get(f"{server.url}/dashboard.json").status_code == 200
 
 
 def test_head_and_both_formats(server):
