@@ -33,7 +33,7 @@ class Timeline:
 
     def __init__(self, totals: ServingTotals, arrival: float, count: int):
         self._totals, self._arrival = totals, arrival
-        self._last = [arrival] * count
+        self._first, self._last = [arrival] * count, [arrival] * count
         self._tokens = [0] * count
 
     def take(self, index: int, output: RequestOutput, now: float) -> None:
@@ -43,6 +43,7 @@ class Timeline:
         if output.finish_reason is not None:
             self._totals.ended[output.finish_reason] += 1
             self._totals.e2e.observe(now - self._arrival)
+            self._take_end(index, now)
 
     def _take_tokens(self, index: int, output: RequestOutput, new: int, now: float) -> None:
         totals, recent = self._totals, self._totals.recent.at(now)
@@ -53,8 +54,14 @@ class Timeline:
         else:
             totals.ttft.observe(now - self._arrival)
             recent.ttft.observe(now - self._arrival)
+            self._first[index] = now
             totals.prompt_tokens += len(output.prompt_token_ids)
         totals.generation_tokens += new
         recent.tokens += new
         self._tokens[index] += new
         self._last[index] = now
+
+    def _take_end(self, index: int, now: float) -> None:
+        later = self._tokens[index] - 1
+        if later > 0:
+            self._totals.recent.at(now).tpot.observe((self._last[index] - self._first[index]) / later)

@@ -122,11 +122,11 @@ def test_what_a_client_got_is_in_it(serving):
         client.completions.create(prompt=[[1, 2, 3], [4, 5]], n=2, max_tokens=5, **BODY)
         wait_until(lambda: sum(numbers(server)["seconds"]["output_tokens"]) == 20)
         now = numbers(server)
-    assert now["latency"]["ttft"]["count"] == 4 and now["latency"]["token"]["count"] == 16
-    assert 0 < now["latency"]["token"]["p50"] <= now["latency"]["token"]["p99"]
+    assert {name: each["count"] for name, each in now["latency"].items()} == {"ttft": 4, "tpot": 4, "itl": 16}
+    assert all(0 < each["p50"] <= each["p99"] for each in now["latency"].values())
     assert now["requests"] == {"running": 0, "waiting": 0, "rows": 4} and now["jobs"] == []
     assert now["pages"]["total"] == 120 == sum(now["pages"].values()) - 120 and now["pages"]["requests"] == 0
-    assert now["model"] == "tiny" and now["objective"] == {"token": None, "ttft": None}
+    assert now["model"] == "tiny" and now["objective"] == {"ttft": None, "tpot": None, "itl": None}
     assert sum(each["bytes"] for each in now["memory"]) == server.engine.memory_plan.limit
     newest = server.engine.loop.records[-1]
     last = now["iterations"][-1]
