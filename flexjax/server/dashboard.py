@@ -59,9 +59,14 @@ def adapters(service: Service, now: EngineNow, owner: str) -> dict[str, Any]:
 
 
 def objective(service: Service) -> dict[str, float | None]:
-    """Milliseconds; None where nothing is aimed at."""
-    config = service.engine.config
-    return {name: getattr(config, f"{name}_objective_ms") for name in LATENCIES}
+    """Milliseconds; None where nothing is aimed at. The policy's own is what `Engine.set_objective` changes; where only
+    gaps between tokens have an objective, it begins as that one and says nothing of a sequence's mean."""
+    config, policy = service.engine.config, service.engine.scheduler.policy
+    found = {name: getattr(config, f"{name}_objective_ms") for name in LATENCIES}
+    seconds = getattr(policy, "objective", None)
+    if seconds is not None and (found["tpot"] is not None or seconds != policy.itl):
+        found["tpot"] = round(1e3 * seconds, 3)
+    return found
 
 
 def snapshot(service: Service, now: EngineNow, owner: str) -> dict[str, Any]:

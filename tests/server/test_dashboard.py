@@ -11,8 +11,9 @@ import pytest
 
 from flexjax.engine.metrics import IterationRecord
 from flexjax.finetuning.job import FinetuneJob
+from flexjax.scheduler.objectives import CoServe, FlatOut
 from flexjax.scheduler.scheduler import Statistics
-from flexjax.server.dashboard import latency, pages
+from flexjax.server.dashboard import latency, objective, pages
 from flexjax.server.engine_view import MOST_RECORDS, SHOWN_ITERATIONS, EngineView
 from flexjax.server.recent import Spread
 from tests.server.conftest import HEADERS, wait_until
@@ -114,6 +115,23 @@ def test_latencies_are_milliseconds():
     spread.observe(0.25, 3)
     assert latency([spread]) == {"p50": pytest.approx(250, rel=0.026), "p99": latency([spread])["p50"], "count": 3}
     assert latency([]) == {"p50": None, "p99": None, "count": 0}
+
+
+@pytest.mark.parametrize(
+    ("policy", "tpot", "itl", "shown"),
+    [
+        (FlatOut(), None, None, None),
+        (CoServe(0.05, itl=0.07), 50.0, 70.0, 50.0),
+        (CoServe(0.04), 50.0, None, 40.0),
+        (CoServe(0.07, itl=0.07), None, 70.0, None),
+        (CoServe(0.03, itl=0.07), None, 70.0, 30.0),
+    ],
+)
+def test_the_objective_is_the_one_aimed_at(policy, tpot, itl, shown):
+    """Which may have been changed since the configuration; one of gaps alone is none of a sequence's mean."""
+    config = SimpleNamespace(tpot_objective_ms=tpot, itl_objective_ms=itl, ttft_objective_ms=None)
+    engine = SimpleNamespace(config=config, scheduler=SimpleNamespace(policy=policy))
+    assert objective(SimpleNamespace(engine=engine)) == {"ttft": None, "tpot": shown, "itl": itl}
 
 
 def test_what_a_client_got_is_in_it(serving):
