@@ -1,10 +1,13 @@
 """ServerConfig: the [server] table, what the HTTP service may take and where it keeps things."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from flexjax.config import PATH
-from flexjax.fields import check_range, check_types
+from flexjax.fields import ConfigError, check_range, check_types
+
+GOOD_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/\s]+")
 
 
 @dataclass(frozen=True)
@@ -13,6 +16,7 @@ class ServerConfig:
     host, port: address to listen on; port 0 takes a free one.
     api_keys: keys of the operator; with these or with others, clients without a key get status 401.
     api_keys_file: text with an owner and a key on each line; "" is none.
+    allowed_origins: sites, as "https://chat.example.org", whose pages may use the service from a browser; "*" is all.
     data_dir: folder of the service: its database, uploaded files, what jobs leave. One server at a time uses it.
     adapter_dir: folder from which clients may load adapters; None is ``adapters`` in the data folder.
     max_queue: sequences that may wait for a row; a request beyond them is refused with status 429.
@@ -30,6 +34,7 @@ class ServerConfig:
     port: int = 8000
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     api_keys_file: str = field(default="", metadata=PATH)
+    allowed_origins: tuple[str, ...] = ()
     data_dir: str = field(default="runs/service", metadata=PATH)
     adapter_dir: str | None = field(default=None, metadata=PATH)
     max_queue: int = 1024
@@ -48,6 +53,9 @@ class ServerConfig:
         for name in ("max_body_bytes", "max_file_bytes"):
             check_range(self, name, 1)
         check_range(self, "drain_seconds", 0.0)
+        for each in self.allowed_origins:
+            if not GOOD_ORIGIN.fullmatch(each):
+                raise ConfigError(f"allowed_origins holds {each!r}; an origin is scheme://host[:port], or *")
 
     @property
     def adapters(self) -> Path:
