@@ -184,6 +184,7 @@ class RequestOutput:
         prompt_logprobs: the same per prompt token; the first entry is None.
         cached_tokens: of the prompt, that were found in the cache when the request was seated first; None before. They
             change nothing in what is generated.
+        seated: seconds on the engine's clock, when that was; None before.
     """
 
     index: int
@@ -195,3 +196,4 @@ class RequestOutput:
     prompt_logprobs: list[dict[int, float] | None] | None = None
     error: str | None = None
     cached_tokens: int | None = field(default=None, compare=False)
+    seated: float | None = field(default=None, compare=False)

@@ -69,7 +69,7 @@ class Generation:
         self.request, self.delivery, self._service, self._adapter = request, delivery, service, adapter
         self.prompts = encoded_prompts(request, engine)
         self.count = len(self.prompts) * request.sampling.n
-        self.outputs = Outputs(self.count, Timeline(service.totals, arrival, self.count))
+        self.outputs = Outputs(self.count, Timeline(service.totals, arrival, request.sampling, self.count))
         self._allowed = self._allowed_tokens()
         with ExitStack() as undo:
             service.rates.take_tokens(owner, self._allowed)

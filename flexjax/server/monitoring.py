@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from starlette.concurrency import run_in_threadpool
@@ -11,10 +11,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from flexjax.layout import PAGE_TOKENS
 from flexjax.server.adapter_metrics import AdapterFacts
 from flexjax.server.iterations import EngineFacts
 from flexjax.server.service import Service, service_of
 from flexjax.server.timeline import ServingTotals
+
+ENGINE = "0"
+"""vLLM counts its engines; here there is one."""
+
+PROCESS = ProcessCollector(registry=None)
+"""Memory, time and open files of this process, under the names that every Prometheus client has."""
 
 
 class Snapshot:
@@ -47,7 +54,10 @@ def request_families(totals: ServingTotals, labels: dict[str, str]) -> Iterator[
     yield counter("vllm:request_success", "Sequences that ended.", labels, totals.ended, by="finished_reason")
     yield totals.ttft.family("vllm:time_to_first_token_seconds", "From arrival to the first token.", labels)
     yield totals.itl.family("vllm:inter_token_latency_seconds", "Between two tokens of a sequence.", labels)
-    yield totals.e2e.family("vllm:e2e_request_latency_seconds", "From arrival to the end.", labels)
+    text = "Prompt tokens looked for in the cache"
+    yield counter("vllm:prefix_cache_queries", f"{text}.", labels, {"": totals.prompt_tokens})
+    yield counter("vllm:prefix_cache_hits", f"{text} and found.", labels, {"": totals.cached_tokens})
+    yield from totals.spans.families(labels)
 
 
 def engine_families(facts: EngineFacts, unstarted: int, labels: dict[str, str]) -> Iterator[Metric]:
@@ -64,6 +74,7 @@ def engine_families(facts: EngineFacts, unstarted: int, labels: dict[str, str]) 
     yield counter("flexjax:finetune_tokens", "Tokens that went forward.", labels, {"": totals.finetune_tokens})
     yield counter("flexjax:backward_units", "Backward units run.", labels, {"": totals.backward_units})
     yield counter("flexjax:optimizer_steps", "Updates of adapters.", labels, {"": totals.updates})
+    yield facts.tokens.family("vllm:iteration_tokens_total", "Of requests, in an iteration with any.", labels)
     share, room = facts.finetune_share, facts.headroom_seconds
     yield gauge("flexjax:iteration_finetune_share", "Share of finetuning in the newest iterations.", labels, share)
     if room is not None:
@@ -85,6 +96,14 @@ def job_families(service: Service, labels: dict[str, str]) -> list[Metric]:
     return [jobs, losses]
 
 
+def cache_family(service: Service, facts: EngineFacts, labels: dict[str, str]) -> Metric:
+    """What is known of the pool of pages is in labels, as vLLM has it."""
+    known = {"block_size": PAGE_TOKENS, "num_gpu_blocks": facts.statistics.pages}
+    known["enable_prefix_caching"] = service.engine.config.prefix_caching
+    settings = {name: str(value) for name, value in known.items()}
+    return gauge("vllm:cache_config_info", "A block is a page of so many tokens.", labels | settings, 1)
+
+
 async def engine_facts(service: Service) -> tuple[EngineFacts, AdapterFacts]:
     """Gathered on the engine's thread, between the same two iterations."""
     gather = lambda: (service.facts.gather(service.engine), AdapterFacts.gather(service.engine))
@@ -93,12 +112,14 @@ async def engine_facts(service: Service) -> tuple[EngineFacts, AdapterFacts]:
 
 async def metrics(request: Request) -> Response:
     service = service_of(request)
-    labels = {"model_name": service.base_name}
+    labels = {"model_name": service.base_name, "engine": ENGINE}
     facts, adapters = await engine_facts(service)
     jobs = await run_in_threadpool(job_families, service, labels)
     registry = CollectorRegistry()
-    families = [*engine_families(facts, adapters.unstarted, labels), *adapters.families(labels)]
-    registry.register(Snapshot([*families, *request_families(service.totals, labels), *jobs]))
+    registry.register(PROCESS)
+    families = [*engine_families(facts, adapters.unstarted, labels), cache_family(service, facts, labels)]
+    families += [*adapters.families(labels), *request_families(service.totals, labels), *jobs]
+    registry.register(Snapshot(families))
     encode, content_type = choose_encoder(request.headers.get("accept", ""))
     return Response(encode(registry), headers={"Content-Type": content_type})
 

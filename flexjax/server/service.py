@@ -51,8 +51,8 @@ class Service:
     curves: Curves = field(init=False)
     configured: ConfiguredJobs = field(init=False)
     view: EngineView = field(init=False)
+    totals: ServingTotals = field(init=False)
     bridge: Bridge = field(default_factory=Bridge)
-    totals: ServingTotals = field(default_factory=ServingTotals)
     facts: EngineGauge = field(default_factory=EngineGauge)
     started: int = field(default_factory=lambda: int(time.time()))
     adapter_paths: dict[str, str] = field(default_factory=dict)
@@ -71,7 +71,7 @@ class Service:
         book = JobBook(self.store, self.folder)
         self.keeper = JobKeeper(self.engine, book, self.trained, self.catalog)
         self.curves, self.configured = book.curves, ConfiguredJobs(self.engine)
-        self.view = EngineView(self.engine)
+        self.view, self.totals = EngineView(self.engine), ServingTotals(self.engine.config.max_model_len)
 
     def close(self) -> None:
         """After the engine, whose last checkpoints are still written down."""
