@@ -119,6 +119,7 @@ async def metrics(request: Request) -> Response:
     registry.register(PROCESS)
     families = [*engine_families(facts, adapters.unstarted, labels), cache_family(service, facts, labels)]
     families += [*adapters.families(labels), *request_families(service.totals, labels), *jobs]
+    families += service.answered.families()
     registry.register(Snapshot(families))
     encode, content_type = choose_encoder(request.headers.get("accept", ""))
     return Response(encode(registry), headers={"Content-Type": content_type})

@@ -9,6 +9,7 @@ from starlette.requests import Request
 
 import flexjax
 from flexjax.server.admission import Admission
+from flexjax.server.answered import Answered
 from flexjax.server.bridge import Bridge
 from flexjax.server.catalog import Catalog
 from flexjax.server.config import ServerConfig
@@ -54,6 +55,7 @@ class Service:
     totals: ServingTotals = field(init=False)
     bridge: Bridge = field(default_factory=Bridge)
     facts: EngineGauge = field(default_factory=EngineGauge)
+    answered: Answered = field(default_factory=Answered)
     started: int = field(default_factory=lambda: int(time.time()))
     adapter_paths: dict[str, str] = field(default_factory=dict)
 

@@ -22,7 +22,7 @@ def samples(server) -> dict[tuple[str, ...], float]:
     for family in parse(httpx.get(f"{server.url}/metrics").text):
         for sample in family.samples:
             labels = dict(sample.labels)
-            own = not sample.name.startswith("process_")
+            own = not sample.name.startswith(("process_", "http_"))
             assert not own or (labels.pop("model_name"), labels.pop("engine")) == ("tiny", "0")
             found[sample.name, *labels.values()] = sample.value
     return found
@@ -109,6 +109,32 @@ def test_iterations_are_counted_once_and_shares_look_back_ten_seconds():
     assert facts.totals.updates == 1 and facts.finetune_share == pytest.approx(4 / 7)
     assert facts.headroom_seconds == pytest.approx((0.5 - 0.5) / 2)
     assert facts.adapter_versions == {"poet": 3} and facts.statistics == "now"
+
+
+def test_answers_are_counted_by_their_routes(serving):
+    """What follows a route's name in a path is no label, and a path that is not there is none."""
+    with serving(api_keys=("sk-1",)) as server:
+        key = {"Authorization": "Bearer sk-1"}
+        ask = lambda method, path, **more: httpx.request(method, f"{server.url}{path}", headers=key, **more)
+        body = {"model": "tiny", "prompt": "a", "max_tokens": 1}
+        for n in (1, 1, 0):
+            ask("POST", "/v1/completions", json={**body, "n": n})
+        ask("GET", "/v1/models/tiny")
+        ask("GET", "/v1/models/ghost")
+        ask("DELETE", "/v1/models")
+        ask("POST", "/v1/fine_tuning/jobs/x/cancel")
+        ask("GET", "/made/up")
+        httpx.get(f"{server.url}/v1/models")
+        now = {key: value for key, value in samples(server).items() if key[0] == "http_requests_total"}
+    assert {key[1:]: value for key, value in now.items()} == {
+        ("/v1/completions", "POST", "2xx"): 2,
+        ("/v1/completions", "POST", "4xx"): 1,
+        ("/v1/models/{name:path}", "GET", "2xx"): 1,
+        ("/v1/models/{name:path}", "GET", "4xx"): 1,
+        ("/v1/models", "DELETE", "4xx"): 1,
+        ("/v1/fine_tuning/jobs/{id}/cancel", "POST", "4xx"): 1,
+        ("none", "GET", "4xx"): 2,
+    }
 
 
 def test_head_and_both_formats(server):
