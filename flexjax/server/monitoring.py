@@ -57,6 +57,7 @@ def request_families(totals: ServingTotals, labels: dict[str, str]) -> Iterator[
     text = "Prompt tokens looked for in the cache"
     yield counter("vllm:prefix_cache_queries", f"{text}.", labels, {"": totals.prompt_tokens})
     yield counter("vllm:prefix_cache_hits", f"{text} and found.", labels, {"": totals.cached_tokens})
+    yield counter("vllm:prompt_tokens_cached", "Prompt tokens not computed.", labels, {"": totals.cached_tokens})
     yield from totals.spans.families(labels)
 
 

@@ -148,3 +148,20 @@ def test_head_and_both_formats(server):
 def test_health_and_version(server):
     assert httpx.get(f"{server.url}/health").status_code == 200
     assert httpx.get(f"{server.url}/version").json() == {"version": __version__}
+
+
+VLLMS_DASHBOARD = (
+    *("vllm:e2e_request_latency_seconds_bucket", "vllm:e2e_request_latency_seconds_sum"),
+    *("vllm:prompt_tokens_total", "vllm:generation_tokens_total", "vllm:request_success_total"),
+    *("vllm:inter_token_latency_seconds_bucket", "vllm:inter_token_latency_seconds_count"),
+    *("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"),
+    *("vllm:time_to_first_token_seconds_bucket", "vllm:time_to_first_token_seconds_sum"),
+    *("vllm:request_prompt_tokens_bucket", "vllm:request_generation_tokens_bucket"),
+    *("vllm:request_queue_time_seconds_sum", "vllm:request_prefill_time_seconds_sum"),
+    *("vllm:request_decode_time_seconds_sum", "vllm:request_max_num_generation_tokens_sum"),
+)
+"""What the Grafana dashboard among vLLM's examples asks for, by ``model_name``."""
+
+
+def test_vllms_dashboard_finds_what_it_asks_for(server):
+    assert {name for name, *_ in samples(server)} >= set(VLLMS_DASHBOARD)
