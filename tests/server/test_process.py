@@ -2,13 +2,13 @@
 
 import signal
 import threading
-from types import SimpleNamespace
 
 import httpx
 import openai
 import pytest
 
 from flexjax.fields import ConfigError
+from flexjax.request import RequestOutput
 from flexjax.server.config import ServerConfig
 from flexjax.server.process import address_of, bind
 from tests.server.conftest import Running, halted, wait_until
@@ -67,7 +67,7 @@ class Endless:
     def close(self):
         self.closed = True
         for listener in self._listeners:
-            listener.put(SimpleNamespace(index=0, token_ids=[], prompt_token_ids=[], text="", finish_reason="abort"))
+            listener.put(RequestOutput(0, [], finish_reason="abort"))
 
 
 @pytest.mark.parametrize("stream", [True, False])
