@@ -42,6 +42,18 @@ RANGES = MappingProxyType(
 """Of the numbers in `SamplingParams`."""
 
 
+class SamplingError(ValueError):
+    """A value outside its range.
+
+    Attributes:
+        field: of `SamplingParams`; fault: what is wrong with it. The message is both.
+    """
+
+    def __init__(self, field: str, fault: str):
+        super().__init__(f"{field} {fault}")
+        self.field, self.fault = field, fault
+
+
 class SamplingLevel(enum.IntEnum):
     """How much work drawing a token takes; a level can do what the lower ones can."""
 
@@ -67,7 +79,7 @@ class SamplingParams:
     model's context length.
 
     Raises:
-        ValueError: a value is outside its range; the message names the field, the value and the range.
+        SamplingError: a value is outside its range; the message names the field, the value and the range.
     """
 
     n: int = 1
@@ -98,12 +110,13 @@ class SamplingParams:
         for name, limits in RANGES.items():
             within(self, name, *limits)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
-            raise ValueError(f"min_tokens is {self.min_tokens}; it must be at most max_tokens ({self.max_tokens})")
+            fault = f"is {self.min_tokens}; it must be at most max_tokens ({self.max_tokens})"
+            raise SamplingError("min_tokens", fault)
         wrong = next((each for each in self.stop_token_ids if not 0 <= each <= LARGEST), None)
         if wrong is not None:
-            raise ValueError(f"stop_token_ids holds {wrong}; token ids are 0 to {LARGEST}")
+            raise SamplingError("stop_token_ids", f"holds {wrong}; token ids are 0 to {LARGEST}")
         if any(not text for text in self.stop):
-            raise ValueError("stop holds an empty string; a stop string needs at least one character")
+            raise SamplingError("stop", "holds an empty string; a stop string needs at least one character")
 
     @property
     def greedy(self) -> bool:
@@ -128,10 +141,10 @@ def within(params: SamplingParams, name: str, low, high, open_low: bool) -> None
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name} is {value!r}; it must be a number")
+        raise SamplingError(name, f"is {value!r}; it must be a number")
     if value != value or value < low or (open_low and value == low) or (high is not None and value > high):
         bracket = "(" if open_low else "["
-        raise ValueError(f"{name} is {value}; it must be in {bracket}{low}, {'∞)' if high is None else f'{high}]'}")
+        raise SamplingError(name, f"is {value}; it must be in {bracket}{low}, {'∞)' if high is None else f'{high}]'}")
 
 
 @dataclass(frozen=True)
@@ -171,6 +184,7 @@ class RequestOutput:
         prompt_logprobs: the same per prompt token; the first entry is None.
         cached_tokens: of the prompt, that were found in the cache when the request was seated first; None before. They
             change nothing in what is generated.
+        seated: seconds on the engine's clock, when that was; None before.
     """
 
     index: int
@@ -182,3 +196,4 @@ class RequestOutput:
     prompt_logprobs: list[dict[int, float] | None] | None = None
     error: str | None = None
     cached_tokens: int | None = field(default=None, compare=False)
+    seated: float | None = field(default=None, compare=False)

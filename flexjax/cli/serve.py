@@ -6,6 +6,7 @@ most drain_seconds), then jobs that have not ended leave a checkpoint; a second 
 """
 
 import argparse
+import json
 import logging
 import os
 import time
@@ -30,7 +31,7 @@ from flexjax.server.data_folder import CHECKPOINTS
 from flexjax.server.keys import read_keys
 from flexjax.server.process import ServerProcess, address_of, bind
 
-OVERRIDES = ("host", "port", "api_keys", "api_keys_file", "data_dir", "adapter_dir")
+OVERRIDES = ("host", "port", "api_keys", "api_keys_file", "allowed_origins", "data_dir", "adapter_dir")
 """Options that are fields of the [server] table under the same name."""
 
 KEY_VARIABLE = "FLEXJAX_API_KEY"
@@ -55,10 +56,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"clients must send this one or another that is given so; ${KEY_VARIABLE} keeps it off the process list",
     )
     group.add_argument("--api-keys-file", metavar="FILE", help="an owner and a key a line; owners are kept apart")
+    group.add_argument(
+        "--allowed-origins",
+        type=json_list,
+        metavar="LIST",
+        help="""sites whose pages may use the service from a browser, as JSON: '["https://chat.example.org"]'""",
+    )
     group.add_argument("--data-dir", metavar="DIR", help="folder of the service")
     group.add_argument("--adapter-dir", metavar="DIR", help="folder clients may load adapters from (DATA-DIR/adapters)")
     add_adapter_arguments(parser)
     add_job_arguments(parser)
+
+
+def json_list(text: str) -> list[Any]:
+    """As vLLM's option has it. Raises ArgumentTypeError."""
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError:
+        found = None
+    if not isinstance(found, list):
+        raise argparse.ArgumentTypeError(f"it is {text!r}; it must be a list in JSON, such as '[\"*\"]'")
+    return found
 
 
 def run(arguments: argparse.Namespace) -> int:

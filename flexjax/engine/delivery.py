@@ -20,7 +20,7 @@ class Delivery:
         whether the scheduler knows: it does not find stop strings."""
         for part in flight.iteration.prompts:
             if part.request_id in self.collectors:
-                self.collectors[part.request_id].begin(part.start)
+                self.collectors[part.request_id].begin(part.start, flight.started)
         if flight.output is not None and flight.output.prompt_logprobs is not None:
             for part in flight.iteration.prompts:
                 self._hand_over_prompt(part, flight.output.prompt_logprobs)

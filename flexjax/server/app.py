@@ -26,6 +26,7 @@ from flexjax.server.config import ServerConfig
 from flexjax.server.errors import EXCEPTION_HANDLERS
 from flexjax.server.guard import Guard
 from flexjax.server.keys import read_keys
+from flexjax.server.origins import cross_origin
 from flexjax.server.request_log import RequestLog
 from flexjax.server.service import Service
 
@@ -50,7 +51,7 @@ def create_app(engine: "flexjax.Engine", config: ServerConfig) -> Starlette:
 
     app = Starlette(
         routes=[route for area in AREAS for route in area.ROUTES],
-        middleware=[Middleware(RequestLog), Middleware(Guard, keys=keys)],
+        middleware=[*cross_origin(config.allowed_origins), Middleware(RequestLog), Middleware(Guard, keys=keys)],
         exception_handlers=EXCEPTION_HANDLERS,
         lifespan=lifespan,
     )

@@ -1,5 +1,6 @@
 """ServerConfig: the [server] table, what the HTTP service may take and where it keeps things."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -9,6 +10,8 @@ from flexjax.config import PATH, from_table
 from flexjax.fields import ConfigError, check_range, check_types
 from flexjax.server.owner_limits import OwnerLimits
 
+GOOD_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/\s]+")
+
 
 @dataclass(frozen=True)
 class ServerConfig:
@@ -16,6 +19,7 @@ class ServerConfig:
     host, port: address to listen on; port 0 takes a free one.
     api_keys: keys of the operator; with these or with others, clients without a key get status 401.
     api_keys_file: text with an owner and a key on each line; "" is none.
+    allowed_origins: sites, as "https://chat.example.org", whose pages may use the service from a browser; "*" is all.
     data_dir: folder of the service: its database, uploaded files, what jobs leave. One server at a time uses it.
     adapter_dir: folder from which clients may load adapters, owners of ``api_keys_file`` from the folder of their name
         in it; None is ``adapters`` in the data folder.
@@ -37,6 +41,7 @@ class ServerConfig:
     port: int = 8000
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     api_keys_file: str = field(default="", metadata=PATH)
+    allowed_origins: tuple[str, ...] = ()
     data_dir: str = field(default="runs/service", metadata=PATH)
     adapter_dir: str | None = field(default=None, metadata=PATH)
     max_queue: int = 1024
@@ -61,6 +66,9 @@ class ServerConfig:
         for name in ("max_body_bytes", "max_file_bytes"):
             check_range(self, name, 1)
         check_range(self, "drain_seconds", 0.0)
+        for each in self.allowed_origins:
+            if not GOOD_ORIGIN.fullmatch(each):
+                raise ConfigError(f"allowed_origins holds {each!r}; an origin is scheme://host[:port], or *")
         for owner in (None, *self.owners):
             self.limits_of(owner)
 

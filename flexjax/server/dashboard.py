@@ -26,6 +26,8 @@ POLICY = (
 )
 """Of its contents: all is in the page, which runs no other script and asks nobody but this server."""
 
+LATENCIES = ("ttft", "tpot", "itl")
+
 MOST_ADAPTERS = 50
 
 
@@ -57,11 +59,14 @@ def adapters(service: Service, now: EngineNow, owner: str) -> dict[str, Any]:
 
 
 def objective(service: Service) -> dict[str, float | None]:
-    """Milliseconds; ``token`` is aimed at now, which `Engine.set_objective` may have changed."""
+    """Milliseconds; None where nothing is aimed at. The policy's own is what `Engine.set_objective` changes; where only
+    gaps between tokens have an objective, it begins as that one and says nothing of a sequence's mean."""
     config, policy = service.engine.config, service.engine.scheduler.policy
+    found = {name: getattr(config, f"{name}_objective_ms") for name in LATENCIES}
     seconds = getattr(policy, "objective", None)
-    token = config.tpot_objective_ms or config.itl_objective_ms
-    return {"token": token if seconds is None else round(1e3 * seconds, 3), "ttft": config.ttft_objective_ms}
+    if seconds is not None and (found["tpot"] is not None or seconds != policy.itl):
+        found["tpot"] = round(1e3 * seconds, 3)
+    return found
 
 
 def snapshot(service: Service, now: EngineNow, owner: str) -> dict[str, Any]:
@@ -77,10 +82,7 @@ def snapshot(service: Service, now: EngineNow, owner: str) -> dict[str, Any]:
         "started": service.started,
         "objective": objective(service),
         "requests": {"running": now.statistics.running, "waiting": waiting, "rows": service.engine.config.max_rows},
-        "latency": {
-            "ttft": latency([each.ttft for each in served]),
-            "token": latency([each.itl for each in served]),
-        },
+        "latency": {name: latency([getattr(each, name) for each in served]) for name in LATENCIES},
         "seconds": {"output_tokens": [each.tokens for each in served], **service.view.spent(moment)},
         "iterations": service.view.iterations(),
         "pages": pages(now),

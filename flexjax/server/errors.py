@@ -18,6 +18,9 @@ CLIENT_GONE = 499
 NO_ROOM_SECONDS = 60
 """After which a client may ask again for a model that jobs leave no room for."""
 
+RESTART_SECONDS = 5
+"""After which a client may look whether another server has taken the place of one that stops."""
+
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -53,8 +56,17 @@ def model_not_found(name: str) -> ApiError:
     return ApiError(404, f"The model {name!r} does not exist.", "model", "model_not_found")
 
 
+def not_found(method: str, path: str) -> ApiError:
+    return ApiError(404, f"There is no {method} {path} here; /openapi.json has what there is.", code="unknown_url")
+
+
 def stopping() -> ApiError:
-    return ApiError(503, "The server is stopping and takes no new work.", code="stopping")
+    headers = {"Retry-After": str(RESTART_SECONDS)}
+    return ApiError(503, "The server is stopping and takes no new work.", code="stopping", headers=headers)
+
+
+def cut_short() -> ApiError:
+    return ApiError(503, "The server has stopped before the answer was whole.", code="stopping")
 
 
 def no_room(message: str) -> ApiError:
@@ -99,6 +111,11 @@ async def answer_error(_: Request, error: Exception) -> Response:
     return api_error_of(error).response()
 
 
+async def answer_not_found(request: Request, _: Exception) -> Response:
+    """No route has the path; what a route does not find is an ApiError."""
+    return not_found(request.method, request.url.path).response()
+
+
 async def answer_wrong_method(request: Request, _: Exception) -> Response:
     """With all that the path allows; a path may have several routes."""
     allowed: set[str] = set()
@@ -116,6 +133,7 @@ async def answer_nobody(_: Request, __: Exception) -> Response:
 EXCEPTION_HANDLERS = {
     ClientDisconnect: answer_nobody,
     **dict.fromkeys((ApiError, BodyError, EngineStopped, HTTPException, OSError, sqlite3.Error), answer_error),
+    404: answer_not_found,
     405: answer_wrong_method,
 }
 """Where an exception that is none of these gets out of a route, that is our mistake: status 500. So a ValueError of the

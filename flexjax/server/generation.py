@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 
+import flexjax
 from flexjax.engine.adapters import NoRoomForAdapter, UnknownAdapter
 from flexjax.engine.submission import Submission
 from flexjax.request import RequestOutput
@@ -17,11 +18,11 @@ from flexjax.server.bodies import parse_body, read_body
 from flexjax.server.bridge import Bridge
 from flexjax.server.delivery import Delivery, split_delivery
 from flexjax.server.disconnect import until_gone
-from flexjax.server.errors import ApiError, api_error_of, internal_error, model_not_found, no_room, stopping
+from flexjax.server.errors import ApiError, api_error_of, cut_short, internal_error, model_not_found, no_room
 from flexjax.server.loaded_adapters import cannot_be_loaded
 from flexjax.server.outputs import Outputs
 from flexjax.server.owner import owner_of
-from flexjax.server.prompts import chat_encoder
+from flexjax.server.prompts import BodyError, chat_encoder
 from flexjax.server.protocol import GenerationRequest, translate
 from flexjax.server.service import Service, service_of
 from flexjax.server.timeline import Timeline
@@ -62,15 +63,14 @@ class Generation:
             adapter: the engine's name for the adapter that the request means.
 
         Raises:
-            ValueError: the prompts cannot be continued. ApiError: there is no room.
+            ValueError: the prompts cannot be continued (BodyError names the field). ApiError: there is no room.
         """
         engine = service.engine
         self._owner = owner
         self.request, self.delivery, self._service, self._adapter = request, delivery, service, adapter
-        self.prompts = request.encode(engine.encode, chat_encoder(engine))
-        require_context(self.prompts, engine.config.max_model_len, "messages" if request.messages else "prompt")
+        self.prompts = encoded_prompts(request, engine)
         self.count = len(self.prompts) * request.sampling.n
-        self.outputs = Outputs(self.count, Timeline(service.totals, arrival, self.count))
+        self.outputs = Outputs(self.count, Timeline(service.totals, arrival, request.sampling, self.count))
         self._allowed = self._allowed_tokens()
         with ExitStack() as undo:
             service.rates.take_tokens(owner, self._allowed)
@@ -149,10 +149,23 @@ class Generation:
     def require_success(self, output: RequestOutput) -> None:
         """Raises ApiError if a sequence did not end by itself; those of a client that has gone are not looked at."""
         if output.finish_reason == "abort":
-            raise stopping()
+            raise cut_short()
         if output.finish_reason == "error":
             fault = None if self._adapter is None else self._service.loaded.fault(self._adapter)
             raise internal_error() if fault is None else cannot_be_loaded(self.request.adapter, fault)
+
+
+def encoded_prompts(request: GenerationRequest, engine: "flexjax.Engine") -> list[list[int]]:
+    """Token ids of each. Raises ApiError, BodyError for one that cannot be continued."""
+    field = "messages" if request.messages else "prompt"
+    try:
+        prompts = request.encode(engine.encode, chat_encoder(engine))
+    except ValueError as error:
+        raise BodyError(str(error), field) from error
+    if not all(prompts):
+        raise BodyError("the prompt has no tokens; it needs at least one", field)
+    require_context(prompts, engine.config.max_model_len, field)
+    return prompts
 
 
 def require_context(prompts: list[list[int]], limit: int, field: str) -> None:

@@ -15,7 +15,7 @@ from flexjax.server.job_request import JobRequest
 from flexjax.server.store import Store, new_id
 from flexjax.weights.adapter import LoraAdapter
 
-RESULT_COLUMNS = ("step", "train_loss", "validation_loss", "learning_rate", "tokens")
+RESULT_COLUMNS = ("step", "train_loss", "valid_loss", "learning_rate", "tokens")
 RESULT_PURPOSE = "fine-tune-results"
 """Of files that jobs leave, beside "fine-tune" for those that clients upload."""
 
@@ -79,15 +79,25 @@ class JobBook:
         since = newest[0]["step"] if newest else 0
         measured = [each for each in events if each["type"] != "status" and each["step"] > since]
         self._add_all(identifier, rows_of(measured, 0, total_steps))
-        name, metrics = f"{self.row(identifier)['name']}:ckpt-step-{step}", {"step": step}
-        for each in measured:
-            if each["type"] in ("step", "evaluation") and each["step"] == step:
-                metrics["train_loss" if each["type"] == "step" else "valid_loss"] = each["loss"]
+        name, metrics = f"{self.row(identifier)['name']}:ckpt-step-{step}", self._metrics(identifier, step)
         now = time.time()
         row = {"id": new_id("ftckpt"), "created": int(now), "job": identifier, "name": name, "step": step}
         if self.store.add("checkpoints", **row, metrics=metrics):
             message = f"Checkpoint created at step {step}: {name}"
             self._add(identifier, event_row(f"checkpoint {step}", now, message))
+
+    def _metrics(self, identifier: str, step: int) -> dict[str, float]:
+        """What has been told of a step, as a checkpoint has it."""
+        found = [self.store.find("events", job=identifier, key=f"{kind} {step}") for kind in ("step", "evaluation")]
+        told = {name: value for event in filter(None, found) for name, value in event["data"].items()}
+        metrics = {name: told[name] for name in ("train_loss",) if name in told}
+        return {"step": step, **metrics, **(held_out(told["valid_loss"]) if "valid_loss" in told else {})}
+
+    def _complete_checkpoint(self, identifier: str, step: int, loss: float) -> None:
+        """What is held out may be measured only after the checkpoint was kept."""
+        checkpoint = self.store.find("checkpoints", job=identifier, step=step)
+        if checkpoint is not None:
+            self.store.change("checkpoints", checkpoint["id"], metrics=checkpoint["metrics"] | held_out(loss))
 
     def succeed(self, identifier: str, adapter: LoraAdapter) -> None:
         """The adapter and the results are on the disk, and the job has ended; or nothing but the adapter is."""
@@ -117,9 +127,7 @@ class JobBook:
         """One for each step, with RESULT_COLUMNS; what was not measured there is absent."""
         steps: dict[int, dict[str, Any]] = {}
         for event in self.store.rows("events", {"job": identifier, "type": "metrics"}):
-            data = event["data"]
-            values = {"validation_loss" if name == "valid_loss" else name: value for name, value in data.items()}
-            steps.setdefault(data["step"], {}).update(values)
+            steps.setdefault(event["data"]["step"], {}).update(event["data"])
         return [{name: steps[step].get(name) for name in RESULT_COLUMNS} for step in sorted(steps)]
 
     def _end(
@@ -134,6 +142,8 @@ class JobBook:
         added = [row["data"] for row in rows if self._add(identifier, row)]
         for data in filter(None, added):
             self.curves.take(identifier, data)
+            if "valid_loss" in data:
+                self._complete_checkpoint(identifier, data["step"], data["valid_loss"])
         tokens = sum(data.get("tokens", 0) for data in added)
         if tokens:
             total = self.row(identifier)["trained_tokens"] + tokens
@@ -141,6 +151,12 @@ class JobBook:
 
     def _add(self, identifier: str, row: dict[str, Any]) -> bool:
         return self.store.add("events", id=new_id("ftevent"), job=identifier, **row)
+
+
+def held_out(loss: float) -> dict[str, float]:
+    """Metrics of a checkpoint. OpenAI tells the loss of a part of the validation file from that of all of it; here it
+    is always all."""
+    return {"valid_loss": loss, "full_valid_loss": loss}
 
 
 def write_csv(path: Path, table: list[dict[str, Any]]) -> None:

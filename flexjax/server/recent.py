@@ -65,8 +65,10 @@ class Served:
     """Attributes:
     tokens: generated.
     ttft: from arrival to the first token; itl: between two tokens of a sequence.
+    tpot: mean over the tokens after the first of a sequence that has ended.
     """
 
     tokens: int = 0
     ttft: Spread = field(default_factory=Spread)
     itl: Spread = field(default_factory=Spread)
+    tpot: Spread = field(default_factory=Spread)

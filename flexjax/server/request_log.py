@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flexjax.server.errors import internal_error
 from flexjax.server.generation import Generation
+from flexjax.server.service import service_of
 
 logger = logging.getLogger("flexjax.requests")
 mistakes = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class RequestLog:
                 await internal_error().response()(scope, receive, entry.send)
         finally:
             entry.write()
+            service_of(Request(scope)).answered.take(scope, entry.status)
 
 
 class Entry:

@@ -10,6 +10,7 @@ from starlette.requests import Request
 import flexjax
 from flexjax.server.adapter_folders import AdapterFolders
 from flexjax.server.admission import Admission
+from flexjax.server.answered import Answered
 from flexjax.server.bridge import Bridge
 from flexjax.server.catalog import Catalog
 from flexjax.server.config import ServerConfig
@@ -56,8 +57,9 @@ class Service:
     configured: ConfiguredJobs = field(init=False)
     view: EngineView = field(init=False)
     scrape: Scrape = field(init=False)
+    totals: ServingTotals = field(init=False)
     bridge: Bridge = field(default_factory=Bridge)
-    totals: ServingTotals = field(default_factory=ServingTotals)
+    answered: Answered = field(default_factory=Answered)
     started: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self):
@@ -79,6 +81,7 @@ class Service:
         self.keeper = JobKeeper(self.engine, book, self.trained, self.catalog)
         self.curves, self.configured = book.curves, ConfiguredJobs(self.engine)
         self.view, self.scrape = EngineView(self.engine), Scrape(self.engine)
+        self.totals = ServingTotals(self.engine.config.max_model_len)
 
     def close(self) -> None:
         """After the engine, whose last checkpoints are still written down."""

@@ -130,6 +130,14 @@ def test_keys_come_from_options_or_else_from_the_environment(tmp_path, monkeypat
     assert [shown[0], shown[2], shown[-1]] == ["flexjax", "c.toml", "other"]
 
 
+def test_origins_are_a_list_as_vllm_has_them(capsys):
+    config = server_config(arguments_of("--model", "m", "--allowed-origins", '["https://a.org", "http://b:80"]'))
+    assert config.allowed_origins == ("https://a.org", "http://b:80")
+    with pytest.raises(SystemExit):
+        arguments_of("--allowed-origins", "https://a.org")
+    assert "it is 'https://a.org'; it must be a list in JSON" in capsys.readouterr().err
+
+
 def test_the_example_explains_every_setting():
     path = ROOT / "configs" / "example.toml"
     assert set(load_tables(path)["server"]) == set(ServerConfig.__dataclass_fields__)

@@ -11,8 +11,9 @@ import pytest
 
 from flexjax.engine.metrics import IterationRecord
 from flexjax.finetuning.job import FinetuneJob
+from flexjax.scheduler.objectives import CoServe, FlatOut
 from flexjax.scheduler.scheduler import Statistics
-from flexjax.server.dashboard import latency, pages
+from flexjax.server.dashboard import latency, objective, pages
 from flexjax.server.engine_view import MOST_RECORDS, SHOWN_ITERATIONS, EngineView
 from flexjax.server.recent import Spread
 from tests.server.conftest import HEADERS, wait_until
@@ -116,17 +117,34 @@ def test_latencies_are_milliseconds():
     assert latency([]) == {"p50": None, "p99": None, "count": 0}
 
 
+@pytest.mark.parametrize(
+    ("policy", "tpot", "itl", "shown"),
+    [
+        (FlatOut(), None, None, None),
+        (CoServe(0.05, itl=0.07), 50.0, 70.0, 50.0),
+        (CoServe(0.04), 50.0, None, 40.0),
+        (CoServe(0.07, itl=0.07), None, 70.0, None),
+        (CoServe(0.03, itl=0.07), None, 70.0, 30.0),
+    ],
+)
+def test_the_objective_is_the_one_aimed_at(policy, tpot, itl, shown):
+    """Which may have been changed since the configuration; one of gaps alone is none of a sequence's mean."""
+    config = SimpleNamespace(tpot_objective_ms=tpot, itl_objective_ms=itl, ttft_objective_ms=None)
+    engine = SimpleNamespace(config=config, scheduler=SimpleNamespace(policy=policy))
+    assert objective(SimpleNamespace(engine=engine)) == {"ttft": None, "tpot": shown, "itl": itl}
+
+
 def test_what_a_client_got_is_in_it(serving):
     """Two prompts, two answers each of five tokens: four first ones and four times four after them."""
     with serving() as server, server.client() as client:
         client.completions.create(prompt=[[1, 2, 3], [4, 5]], n=2, max_tokens=5, **BODY)
         wait_until(lambda: sum(numbers(server)["seconds"]["output_tokens"]) == 20)
         now = numbers(server)
-    assert now["latency"]["ttft"]["count"] == 4 and now["latency"]["token"]["count"] == 16
-    assert 0 < now["latency"]["token"]["p50"] <= now["latency"]["token"]["p99"]
+    assert {name: each["count"] for name, each in now["latency"].items()} == {"ttft": 4, "tpot": 4, "itl": 16}
+    assert all(0 < each["p50"] <= each["p99"] for each in now["latency"].values())
     assert now["requests"] == {"running": 0, "waiting": 0, "rows": 4} and now["jobs"] == []
     assert now["pages"]["total"] == 120 == sum(now["pages"].values()) - 120 and now["pages"]["requests"] == 0
-    assert now["model"] == "tiny" and now["objective"] == {"token": None, "ttft": None}
+    assert now["model"] == "tiny" and now["objective"] == {"ttft": None, "tpot": None, "itl": None}
     assert sum(each["bytes"] for each in now["memory"]) == server.engine.memory_plan.limit
     newest = server.engine.loop.records[-1]
     last = now["iterations"][-1]

@@ -23,11 +23,12 @@ DATA = {
     "model": "a model",
     "time": 1_000_000.0 + 3 * 3600 + 120,
     "started": 1_000_000,
-    "objective": {"token": 50.0, "ttft": None},
+    "objective": {"ttft": None, "tpot": 50.0, "itl": 70.0},
     "requests": {"running": 3, "waiting": 1234, "rows": 8},
     "latency": {
         "ttft": {"p50": 120.4, "p99": 300.0, "count": 9},
-        "token": {"p50": 20.0, "p99": 60.0, "count": 90},
+        "tpot": {"p50": 20.0, "p99": 60.0, "count": 9},
+        "itl": {"p50": 10.0, "p99": 65.0, "count": 90},
     },
     "seconds": {
         "output_tokens": [*ZEROS[:58], 100, 400],
@@ -138,8 +139,10 @@ def test_the_board_of_known_numbers(page):
     assert shown["Output tokens/s"].startswith("50\n") and shown["Finetuning tokens/s"].startswith("256\n")
     assert shown["First token, p99"] == "300 ms\np50 120 ms · no objective"
     assert shown["Time per token, p99"] == "60 ms\np50 20 ms · objective 50 ms"
-    assert page.run("document.querySelector('b.bad').innerText") == "60 ms"
-    assert shown["Running"] == "3\nof 8 rows" and shown["Waiting"].startswith("1,234\n")
+    assert shown["Between tokens, p99"] == "65 ms\np50 10 ms · objective 70 ms"
+    states = page.run("[...document.querySelectorAll('b.bad, b.good')].map(e => [e.className, e.innerText])")
+    assert states == [["bad", "60 ms"], ["good", "65 ms"]]
+    assert shown["Running"] == "3\nof 8 rows · 1,234 waiting"
     parts = ["decode 10 %", "prompts 0 %", "finetuning forward 15 %", "backward units 25 %", "idle 50 %"]
     assert all(part in shown["Time of each iteration"] for part in parts)
     width_of = "bar => [...bar.children].map(each => each.getBoundingClientRect().width)"

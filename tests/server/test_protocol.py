@@ -104,7 +104,7 @@ def test_model_names_the_base_or_an_adapter(model, adapter):
 
 def test_what_is_no_sampling_is_kept_or_ignored():
     body = {"prompt": "a", "priority": -3, "stream": True, "user": "ann", "metadata": {"a": "b"}}
-    request = translated(body)
+    request = translated(body | {"prompt_cache_key": "ann", "prompt_cache_options": {"mode": "implicit"}})
     assert (request.priority, request.stream) == (-3, True)
     assert translated({"prompt": "a"}).priority == 0 and not translated({"prompt": "a"}).stream
 
@@ -138,6 +138,10 @@ def test_unsupported_fields_may_ask_for_nothing(field, value):
         ("store", True),
         ("service_tier", "flex"),
         ("verbosity", "low"),
+        ("moderation", {"mode": "block"}),
+        ("use_beam_search", True),
+        ("chat_template_kwargs", {"enable_thinking": False}),
+        ("structured_outputs", {"regex": "a"}),
     ],
 )
 @pytest.mark.parametrize("start", [{"prompt": "a"}, {"messages": HELLO}])
@@ -202,3 +206,21 @@ def test_unsupported_fields_are_refused_by_name(start, field, value):
 def test_bad_bodies_are_refused(body, message):
     with pytest.raises(ValueError, match=message):
         translated(body)
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "message"),
+    [
+        ({"prompt": "a", "n": 0}, "n", "n is 0; it must be in [1, 128]"),
+        ({"prompt": "a", "logprobs": 21}, "logprobs", "logprobs is 21; it must be in [0, 20]"),
+        ({"prompt": "a", "min_tokens": 9, "max_tokens": 8}, "min_tokens", "min_tokens is 9; it must be at most"),
+        ({"messages": HELLO, "max_tokens": 0}, "max_tokens", "max_tokens is 0; it must be in [1, "),
+        ({"messages": HELLO, "max_completion_tokens": 0}, "max_completion_tokens", "max_completion_tokens is 0; it"),
+        ({"messages": HELLO, "logprobs": True, "top_logprobs": 21}, "top_logprobs", "top_logprobs is 21; it must be"),
+        ({"messages": HELLO, "stop": ["a", ""]}, "stop", "stop holds an empty string"),
+    ],
+)
+def test_a_value_outside_its_range_is_told_by_the_name_that_the_body_has(body, field, message):
+    with pytest.raises(BodyError) as caught:
+        translated(body)
+    assert caught.value.field == field and str(caught.value).startswith(message)

@@ -2,10 +2,10 @@
 
 import math
 import random
-from types import SimpleNamespace
 
 import pytest
 
+from flexjax.request import RequestOutput, SamplingParams
 from flexjax.server.recent import KEPT, Seconds, Served, Spread, quantile
 from flexjax.server.timeline import ServingTotals, Timeline
 
@@ -53,12 +53,15 @@ def test_a_minute_is_kept_and_the_second_that_runs_is_not_shown():
 
 
 def test_a_timeline_fills_its_seconds():
-    """Arrival at 10.0; a token at 10.5, two more at 11.3, so 0.4 s each."""
-    totals = ServingTotals()
-    timeline = Timeline(totals, 10.0, 1)
+    """Arrival at 10.0; a token at 10.5, two more at 11.3, so 0.4 s each; with a last one at 12.6, 0.7 s a token."""
+    totals = ServingTotals(256)
+    timeline = Timeline(totals, 10.0, SamplingParams(), 1)
     for moment, tokens in ((10.5, [1]), (11.3, [1, 2, 3])):
-        output = SimpleNamespace(token_ids=tokens, prompt_token_ids=[7], finish_reason=None)
+        output = RequestOutput(0, [7], tokens)
         timeline.take(0, output, moment)
+    timeline.take(0, RequestOutput(0, [7], [1, 2, 3, 4], finish_reason="stop", seated=10.25), 12.6)
+    (ended,) = totals.recent.whole(13.0)[-1:]
+    assert quantile([ended.tpot], 0.5) == pytest.approx(0.7, rel=0.026) and ended.tpot.counts.total() == 1
     first, second = (slot or Served() for slot in totals.recent.whole(12.0)[-2:])
     assert (first.tokens, second.tokens) == (1, 2)
     assert quantile([first.ttft], 0.5) == pytest.approx(0.5, rel=0.026) and not second.ttft.counts
