@@ -89,8 +89,9 @@ class Job:
         """What `Checkpoints.save` calls."""
         if self.show_checkpoint is None:
             return None
+        adapter = self.adapter
         return lambda step, arrays, state: self.show_checkpoint(
-            step, without_padding(self.adapter, arrays["a"], arrays["b"]), state["events"]
+            step, without_padding(adapter, arrays["a"], arrays["b"]), state["events"]
         )
 
 
@@ -101,6 +102,7 @@ class Trainer:
         announce: called with (version, trained adapter) when a job succeeds; makes the version serve.
 
     Attributes:
+        jobs: all that there were, by name; of those that have ended, without what is large.
         settled: training microbatches whose backward pass has ended, the newest last; only ever appended to.
     """
 
@@ -116,14 +118,17 @@ class Trainer:
         self.runner, self.scheduler, self.tier, self.announce = runner, scheduler, tier, announce
         self.queue, self.checkpoints = JobQueue(max_running), checkpoints
         self.jobs: dict[str, Job] = {}
+        self._unended: list[Job] = []
         self.training: dict[int, Training] = {}
         self.settled: deque[SettledMicrobatch] = deque(maxlen=KEPT_MICROBATCHES)
         self._next_id = 0
 
     def submit(self, job: Job) -> None:
         """Queue a job. Raises ConfigError if one of its name has not ended."""
+        self._forget_ended()
         self.queue.submit(job.run)
         self.jobs[job.name] = job
+        self._unended.append(job)
 
     def offer(self) -> None:
         """Start queued jobs, and hand the scheduler the next microbatch of every job that wants one."""
@@ -263,11 +268,20 @@ class Trainer:
                     self.jobs[name].norm = float(norm)
         for identifier in flight.completion.microbatches:
             self._settle(identifier, flight.iteration.index)
-        for job in list(self.jobs.values()):
+        for job in self._unended:
             with self._faults_of(job):
                 if job.due and job.run.settled:
                     self.save(job)
                 self._finish_if_done(job)
+        self._forget_ended()
+
+    def _forget_ended(self) -> None:
+        """What was reported of a job stays; its data and where it began do not."""
+        for job in [job for job in self._unended if job.run.status.final and not job.packed]:
+            self._unended.remove(job)
+            job.run.release_data()
+            job.adapter = None
+            self.scheduler.cancel_job(job.name)
 
     def save(self, job: Job) -> None:
         """Checkpoint a job whose results are all recorded."""
@@ -281,7 +295,7 @@ class Trainer:
         if training is None:
             return  # its job was cancelled after the scheduler reported it
         self.tier.table.unpin(training.adapter)
-        job = next(job for job in self.jobs.values() if identifier in job.packed)
+        job = next(job for job in self._unended if identifier in job.packed)
         with self._faults_of(job):
             self._record(job, job.packed.pop(identifier), iteration)
 

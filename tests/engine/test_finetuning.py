@@ -1,7 +1,9 @@
 """Finetuning jobs through the whole engine: alone, beside requests, and when they go wrong."""
 
+import gc
 import queue
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -174,6 +176,28 @@ def test_pause_holds_a_job_and_cancel_ends_it(engine):
     with pytest.raises(ConfigError, match="is cancelled"):
         handle.resume()
     engine.loop.call(engine.scheduler.check)
+
+
+def test_of_jobs_that_have_ended_only_what_they_reported_is_kept(engine):
+    """A service that runs for months has had many."""
+    handles, large = {}, {}
+    for name, epochs in {"succeeds": 2, "is cancelled": 500}.items():
+        handles[name] = engine.finetune(job(name, epochs=epochs))
+        found = engine.trainer.jobs[name]
+        large[name] = [weakref.ref(each) for each in (found.run.train, found.adapter)]
+    del found
+    finished(handles["succeeds"])
+    while not handles["is cancelled"].losses:
+        assert handles["is cancelled"].wait(timeout=0.05) in ("queued", "running")
+    handles["is cancelled"].cancel()
+    engine.generate(["hello"], greedy(10))
+    gc.collect()
+    assert [each() for held in large.values() for each in held] == [None] * 4
+    assert len(handles["succeeds"].losses) == handles["succeeds"].total_steps == 4
+    assert [event["type"] for event in handles["succeeds"].events()].count("step") == 4
+    for handle in handles.values():
+        with pytest.raises(ConfigError, match="it cannot become paused"):
+            handle.pause()
 
 
 def test_jobs_beyond_the_seats_wait(new_engine):
