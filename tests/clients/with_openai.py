@@ -104,6 +104,16 @@ def wait_for_events(client: openai.OpenAI, job: str, count: int) -> int:
     return found
 
 
+def steady_events(client: openai.OpenAI, job: str) -> int:
+    """How many there are, once no more come: steps that were under way may still be told."""
+    deadline, found = time.monotonic() + 120, -1
+    while found != (found := count_events(client, job)):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{job} goes on telling events: {found}")
+        time.sleep(1.0)
+    return found
+
+
 def create(client: openai.OpenAI, task: dict, file: str, **more):
     method = {"type": "supervised", "supervised": {"hyperparameters": {**task["hyperparameters"], **more}}}
     return client.fine_tuning.jobs.create(model=task["model"], training_file=file, method=method, seed=7, suffix="mine")
@@ -116,9 +126,8 @@ def steered_job(client: openai.OpenAI, task: dict, file: str) -> dict:
     waited(client, job, ("running",))
     wait_for_events(client, job, 5)
     statuses = [jobs.pause(job).status]
-    time.sleep(0.5)  # a step that was under way may still be told
-    events = [count_events(client, job)]
-    time.sleep(0.5)
+    events = [steady_events(client, job)]
+    time.sleep(1.0)
     events.append(count_events(client, job))
     statuses.append(jobs.resume(job).status)
     events.append(wait_for_events(client, job, events[-1] + 5))
