@@ -10,6 +10,7 @@ import pytest
 
 from flexjax.engine.adapters import BASE, AdapterTable
 from flexjax.engine.batch import Serving, forward_batch
+from flexjax.engine.blueprint import Blueprint
 from flexjax.engine.programs import JobShape
 from flexjax.layout import SlotLayout
 from flexjax.request import Request, SamplingLevel, SamplingParams
@@ -77,7 +78,7 @@ def test_a_program_is_described_once(monkeypatch):
     """Its shapes and shardings take longer to make than some programs take to run."""
     programs, described = Rig(Model.random(LLAMA)).programs, []
     monkeypatch.setattr(programs, "compiled", {})
-    monkeypatch.setattr(programs, "_compile", lambda *_, **__: described.append(object()) or described[-1])
+    monkeypatch.setattr(Blueprint, "compile", lambda *_, **__: described.append(object()) or described[-1])
     job, calls = JobShape(8), 3
     for _ in range(calls):
         found = [programs.forward(LAYOUT), programs.sample(2, SamplingLevel.GREEDY, False), programs.loss(job)]
@@ -95,7 +96,7 @@ def test_threads_that_ask_for_the_same_program_compile_it_once_and_for_others_at
         return object()
 
     monkeypatch.setattr(programs, "compiled", {})
-    monkeypatch.setattr(programs, "_compile", compiled_beside_another)
+    monkeypatch.setattr(Blueprint, "compile", compiled_beside_another)
     with ThreadPoolExecutor(4) as threads:
         found = list(threads.map(programs.forward, [LAYOUT, SlotLayout(2, 64), LAYOUT, SlotLayout(2, 64)]))
     assert found[0] is found[2] is not found[1] is found[3]
