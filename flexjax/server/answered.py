@@ -9,6 +9,10 @@ from starlette.types import Scope
 NO_ROUTE = "none"
 """Of requests without a key, or to paths that are not there: anyone may make up their paths."""
 
+METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+OTHER_METHOD = "other"
+"""Nor is a method that a client made up a label of its own."""
+
 
 class Answered:
     """On the event loop."""
@@ -22,7 +26,8 @@ class Answered:
         Args:
             status: that was sent; None if the client had gone before.
         """
-        self._counts[scope["method"], route_of(scope), "none" if status is None else f"{status // 100}xx"] += 1
+        method = scope["method"] if scope["method"] in METHODS else OTHER_METHOD
+        self._counts[method, route_of(scope), "none" if status is None else f"{status // 100}xx"] += 1
 
     def families(self) -> Iterator[Metric]:
         names = ("method", "handler", "status")

@@ -156,6 +156,8 @@ def test_answers_are_counted_by_their_routes(serving):
         ask("DELETE", "/v1/models")
         ask("POST", "/v1/fine_tuning/jobs/x/cancel")
         ask("GET", "/made/up")
+        ask("PROPFIND", "/made/up")
+        ask("LOCK", "/made/up")
         httpx.get(f"{server.url}/v1/models")
         now = {key: value for key, value in samples(server).items() if key[0] == "http_requests_total"}
     assert {key[1:]: value for key, value in now.items()} == {
@@ -166,6 +168,7 @@ def test_answers_are_counted_by_their_routes(serving):
         ("/v1/models", "DELETE", "4xx"): 1,
         ("/v1/fine_tuning/jobs/{id}/cancel", "POST", "4xx"): 1,
         ("none", "GET", "4xx"): 2,
+        ("none", "other", "4xx"): 2,
     }
 
 
