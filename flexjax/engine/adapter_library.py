@@ -15,10 +15,10 @@ from flexjax.config import EngineConfig
 from flexjax.engine.adapter_host import HostAdapters
 from flexjax.engine.adapter_tier import AdapterTier
 from flexjax.engine.adapters import AdapterTable, AdapterVersion, UnknownAdapter
+from flexjax.engine.job import padded_factors
 from flexjax.engine.loop import Loop
 from flexjax.engine.programs import JobShape
 from flexjax.engine.runner import Runner
-from flexjax.engine.trainer import padded_factors
 from flexjax.models.config import ModelConfig
 from flexjax.state import padded_rank
 from flexjax.weights.adapter import LoraAdapter

@@ -20,11 +20,12 @@ from flexjax.engine.adapters import AdapterTable, AdapterVersion
 from flexjax.engine.batch import Serving
 from flexjax.engine.checkpoints import Checkpoints
 from flexjax.engine.handles import FinetuneHandle
+from flexjax.engine.job import Job, ShowCheckpoint, ShowTrained, optimizer_of, shape_of
 from flexjax.engine.loop import Loop
 from flexjax.engine.outputs import Collector
 from flexjax.engine.startup import Machine, compile_job, policy_of
 from flexjax.engine.submission import Submission
-from flexjax.engine.trainer import Job, ShowCheckpoint, ShowTrained, Trainer, optimizer_of, shape_of
+from flexjax.engine.trainer import Trainer
 from flexjax.fields import ConfigError
 from flexjax.finetuning.job import FinetuneJob
 from flexjax.finetuning.job_run import JobRun

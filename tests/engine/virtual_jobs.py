@@ -14,10 +14,11 @@ import numpy as np
 from flexjax.engine.adapter_tier import AdapterTier
 from flexjax.engine.adapters import BASE, AdapterTable, AdapterVersion
 from flexjax.engine.batch import Serving
+from flexjax.engine.job import Job
 from flexjax.engine.loop import Loop
 from flexjax.engine.outputs import Collector
 from flexjax.engine.runner import InFlight, StepOutput
-from flexjax.engine.trainer import Job, Trainer
+from flexjax.engine.trainer import Trainer
 from flexjax.finetuning.job import FinetuneJob, JobStatus
 from flexjax.finetuning.job_run import JobRun
 from flexjax.layout import SlotLayout
