@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
 from flexjax.engine.loop import EngineStopped
+from flexjax.server.notes import note
 from flexjax.server.prompts import BodyError
 
 CLIENT_GONE = 499
@@ -107,8 +108,12 @@ def api_error_of(error: Exception) -> ApiError:
     raise error
 
 
-async def answer_error(_: Request, error: Exception) -> Response:
-    return api_error_of(error).response()
+async def answer_error(request: Request, error: Exception) -> Response:
+    """The log says which field was at fault, and the word for programs, but nothing of what the client sent."""
+    refusal = api_error_of(error)
+    reasons = {"param": refusal.param, "code": refusal.code}
+    note(request.scope, **{name: value for name, value in reasons.items() if value is not None})
+    return refusal.response()
 
 
 async def answer_not_found(request: Request, _: Exception) -> Response:

@@ -5,8 +5,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from flexjax.server.errors import ApiError
 from flexjax.server.keys import ApiKeys
+from flexjax.server.notes import note
 from flexjax.server.owner import OWNER
-from flexjax.server.request_log import note
 
 OPEN_PATHS = ("/", "/health", "/version", "/metrics", "/openapi.json")
 """Those that a load balancer and Prometheus ask, who have no key, and what is no secret, as the page that asks for a

@@ -5,7 +5,6 @@ import logging
 import re
 import time
 import uuid
-from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
@@ -13,13 +12,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flexjax.server.errors import internal_error
 from flexjax.server.generation import Generation
+from flexjax.server.notes import KEY, note
 from flexjax.server.service import service_of
 
 logger = logging.getLogger("flexjax.requests")
 mistakes = logging.getLogger(__name__)
-
-KEY = "flexjax.notes"
-"""Of the ASGI scope: what the routes add to the line."""
 
 ID_HEADER = "X-Request-Id"
 GOOD_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -81,11 +78,6 @@ class Entry:
             **{name: value() if callable(value) else value for name, value in self._scope[KEY].items()},
         }
         logger.info("%s", json.dumps(line))
-
-
-def note(scope: Scope, **notes: Any) -> None:
-    """Have the request's line say this too; of a function, what it returns when the line is written."""
-    scope[KEY].update(notes)
 
 
 def note_answer(request: Request, generation: Generation) -> None:

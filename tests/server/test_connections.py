@@ -190,3 +190,4 @@ def test_every_request_leaves_a_line(server, caplog):
         "finish_reasons": ["length", "length"],
     }
     assert second["status"] == 404 and len(second["request_id"]) == 32
+    assert (second["param"], second["code"]) == ("model", "model_not_found")
