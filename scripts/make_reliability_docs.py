@@ -22,7 +22,8 @@ def total(tries: Tries, name: str) -> str:
 
 
 def killed(tries: Tries) -> str:
-    checked = ", ".join(f"{total(tries, name)} {name}" for name in ("files", "events", "checkpoints"))
+    names = ("files", "events", "checkpoints", "adapter_changes")
+    checked = ", ".join(f"{total(tries, name)} {name.replace('_', ' ')}" for name in names)
     return (
         f"{checked} were acknowledged before a kill and there afterwards, once; {total(tries, 'answered')} requests "
         f"were answered, each as the model asked for answers, and {total(tries, 'cut')} cut off by the kill; every "

@@ -310,4 +310,4 @@ def test_a_server_that_is_killed_at_each_milestone_of_its_job_forgets_nothing(se
             process.wait()
     check_end(ledger, config)
     told = {"events": len(ledger.events), "checkpoints": len(ledger.checkpoints), "files": len(ledger.files)}
-    note("kill", seed=seed, moments=len(TRIED), **told, answered=0, cut=0)
+    note("kill", seed=seed, moments=len(TRIED), **told, adapter_changes=0, answered=0, cut=0)

@@ -6,15 +6,15 @@ from flexjax.bench.page import filled
 from scripts.make_reliability_docs import PAGE, RESULTS, rows, tables
 
 KILLS = [
-    {"moments": 2, "files": 3, "events": 700, "checkpoints": 4, "answered": 50, "cut": 1},
-    {"moments": 2, "files": 2, "events": 800, "checkpoints": 0, "answered": 10, "cut": 3},
+    {"moments": 2, "files": 3, "events": 700, "checkpoints": 4, "adapter_changes": 6, "answered": 50, "cut": 1},
+    {"moments": 2, "files": 2, "events": 800, "checkpoints": 0, "adapter_changes": 1, "answered": 10, "cut": 3},
 ]
 
 
 def test_tries_are_added_up():
     ((title, tries, said),) = rows({"kill": KILLS})
     assert title.startswith("SIGKILL") and tries == "4"
-    assert "5 files, 1,500 events, 4 checkpoints were acknowledged" in said
+    assert "5 files, 1,500 events, 4 checkpoints, 7 adapter changes were acknowledged" in said
     assert "60 requests were answered" in said and "4 cut off" in said
 
 
