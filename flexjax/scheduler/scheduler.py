@@ -5,7 +5,7 @@ to each other, and knows no device: what it decides is an ``Iteration``, what it
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from flexjax.layout import PAGE_TOKENS, SlotLayout, tiles_for
+from flexjax.layout import PAGE_TOKENS, SlotLayout
 from flexjax.request import FinishReason, Request
 from flexjax.scheduler.cursor import Microbatch
 from flexjax.scheduler.demand import Demand
@@ -216,7 +216,7 @@ class Scheduler:
         if share.allowed:
             self._serving.plan(draft, share)
         served = draft.seconds if draft.serves else 0.0
-        self._demand.note(now, len(draft.decode), sum(tiles_for(part.length) for part in draft.prompts) * PAGE_TOKENS)
+        self._demand.note(now, len(draft.decode), draft.need.tiles * PAGE_TOKENS)
         surge = self._surge(draft, share.limit)
         room = self.policy.finetune(replace(self._view(now), serving_seconds=served, surge=surge))
         if room.allowed:
