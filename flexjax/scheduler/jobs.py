@@ -122,16 +122,19 @@ class Jobs:
 
     def restore(self, spare: int) -> None:
         """Gives dropped tapes their pages back, the oldest first, while ``spare`` pages are left over."""
-        for tape in self.tapes.values():
-            if tape.pages is None and not self.jobs[tape.microbatch.job].paused:
-                tape.pages = self._reserve(tape.microbatch, spare)
-                if tape.pages is None:
-                    return
+        for tape in self.robbed:
+            tape.pages = self._reserve(tape.microbatch, spare)
+            if tape.pages is None:
+                return
 
     @property
-    def robbed(self) -> bool:
-        """Some tape waits to get its pages back."""
-        return any(tape.pages is None and not self.jobs[tape.microbatch.job].paused for tape in self.tapes.values())
+    def robbed(self) -> list[Tape]:
+        """Tapes that wait to get their pages back, the oldest first."""
+        return [
+            tape
+            for tape in self.tapes.values()
+            if tape.pages is None and not self.jobs[tape.microbatch.job].paused
+        ]
 
     def runnable(self, pages_short: bool = False) -> list[Job]:
         """Jobs with work that could run now.
