@@ -59,6 +59,20 @@ def product(accumulator, a, b, *, interpreted: bool):
     return pl.run_state(lambda sums: plgpu.wgmma(sums, a, b))(plgpu.ACC.init(accumulator))
 
 
+def products(terms, *, interpreted: bool):
+    """The ``product`` of each (accumulator, a, b), all of them under way at the same time."""
+    if interpreted:
+        return [product(*term, interpreted=True) for term in terms]
+
+    def issue(sums):
+        for into, (_, a, b) in zip(sums, terms, strict=True):
+            plgpu.wgmma(into, a, b)
+
+    zeros = lambda a, b: plgpu.layout_cast(jnp.zeros((a.shape[0], b.shape[1]), jnp.float32), WGMMA)
+    start = [zeros(a, b) if accumulator is None else accumulator for accumulator, a, b in terms]
+    return pl.run_state(issue)([plgpu.ACC.init(value) for value in start])
+
+
 def _interpreted_product(accumulator, a, b):
     """The interpreter has neither register operands nor initial values of accumulators: load and multiply."""
     loaded = lambda operand: operand if isinstance(operand, jax.Array) else operand[...]

@@ -37,12 +37,13 @@ class GradTiling:
     slots: int
     staged: int = 2
     shares: int = SHARES
+    rotates: bool = True
 
     def shared_bytes(self, modules: int, rank: int) -> int:
         """Shared memory of one block for ``modules`` modules of this (padded) rank."""
-        piece = 2 * COLUMNS * (self.tokens + (modules + 1) * rank)
+        piece = 2 * COLUMNS * (self.tokens + modules * rank)
         staged = 4 * COLUMNS * rank * (self.staged + modules * self.sum_tiles)
-        low = 3 * 2 * self.tokens * modules * rank
+        low = 2 * 2 * self.tokens * modules * rank
         return BARRIER_BYTES + low + self.workers * (self.slots * piece + staged)
 
     @property
