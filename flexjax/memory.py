@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from flexjax.layout import PAGE_TOKENS
 from flexjax.models.lora import MODULES
-from flexjax.state import Dimensions, adapter_shapes, gradient_shapes, nbytes, row_shapes, stack_shapes
+from flexjax.state import Dimensions, adapter_shapes, gradient_shapes, nbytes, resident_bytes, row_shapes
 
 RESERVE = 0.02
 """Share of the limit left to the runtime and to allocation granularity."""
@@ -79,7 +79,7 @@ def plan_memory(
     factors = nbytes(adapter_shapes(dims, dims.rank_capacity, MODULES, "float32"))
     fixed = (
         ("weights", weights),
-        ("resident adapters", nbytes(stack_shapes(dims)) // dims.tp),
+        ("resident adapters", resident_bytes(dims)),
         ("row state", nbytes(row_shapes(dims))),
         ("adapter masters, moments and gradients", 4 * factors),
         (f"accumulators of backward passes ({jobs} jobs)", jobs * accumulators),

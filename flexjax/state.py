@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flexjax.layout import PAGE_TOKENS, RANK_UNIT
 from flexjax.models.config import ModelConfig
 from flexjax.models.lora import MODULES, PRODUCTS, ROW_PARALLEL, module_widths
+from flexjax.models.matrices import row_shards, rows_behind
 
 TAPE_NAMES = ("x", "q", "attention", "mid", "gate", "up")
 """Named inputs of the decoder's stages, in the order in which a layer makes them; "attention" with its log-sum-exp."""
@@ -140,8 +141,10 @@ class AdapterStack:
     lie side by side, so that one step of low-rank products serves them all.
 
     Attributes:
-        a: product -> [layers, in, modules * R]; b: product -> [layers, R, out]. Columns of b that shards divide are
-            grouped by shard, as those of the frozen weights are: [q_0|k_0|v_0|q_1|...].
+        a: product -> [layers, out + modules * R, in], the frozen matrices with A behind them, see
+            `flexjax.models.matrices`: the very arrays that the weights hold.
+        b: product -> [layers, R, out]. Columns that shards divide are grouped by shard, as the rows of the frozen
+            matrices are: [q_0|k_0|v_0|q_1|...].
     """
 
     a: dict[str, jax.Array]
@@ -206,10 +209,24 @@ def adapter_shapes(dims: Dimensions, rank: int, modules=MODULES, dtype=None) -> 
 def stack_shapes(dims: Dimensions) -> AdapterStack:
     widths, rank = module_widths(dims.model), dims.rank_capacity
     shape = lambda *s: jax.ShapeDtypeStruct((dims.model.num_layers, *s), dims.dtype)
+    outputs = {name: sum(widths[module][1] for module in modules) for name, modules in PRODUCTS.items()}
+    rows = {name: outputs[name] + row_shards(name, dims.tp) * rows_behind(name, rank) for name in PRODUCTS}
     return AdapterStack(
-        a={name: shape(widths[modules[0]][0], len(modules) * rank) for name, modules in PRODUCTS.items()},
-        b={name: shape(rank, sum(widths[module][1] for module in modules)) for name, modules in PRODUCTS.items()},
+        a={name: shape(rows[name], widths[modules[0]][0]) for name, modules in PRODUCTS.items()},
+        b={name: shape(rank, outputs[name]) for name in PRODUCTS},
     )
+
+
+def resident_bytes(dims: Dimensions) -> int:
+    """Bytes that the room for resident adapters takes on one device: rows behind the frozen matrices, and B."""
+    layers, item = dims.model.num_layers, jnp.dtype(dims.dtype).itemsize
+    total = 0
+    for name, b in stack_shapes(dims).b.items():
+        width = module_widths(dims.model)[PRODUCTS[name][0]][0]
+        row_parallel = row_shards(name, dims.tp) < dims.tp
+        a = layers * rows_behind(name, dims.rank_capacity) * (width // dims.tp if row_parallel else width)
+        total += item * (a + (b.size if row_parallel else b.size // dims.tp))
+    return total
 
 
 def gradient_shapes(dims: Dimensions, rank: int, modules) -> Gradients:

@@ -32,6 +32,7 @@ from flexjax.layout import PAGE_TOKENS, SlotLayout, tiles_for
 from flexjax.models.build import abstract_decoder, place_weights
 from flexjax.models.config import Llama3RopeScaling, ModelConfig
 from flexjax.models.lora import MODULES, PRODUCTS, ROW_PARALLEL, module_widths
+from flexjax.models.matrices import with_matrices
 from flexjax.request import Request, SamplingParams
 from flexjax.scheduler.output import DecodeSlot, Iteration, MicrobatchPages, PromptSegment, WindowSegment
 from flexjax.state import (
@@ -42,7 +43,6 @@ from flexjax.state import (
     padded_rank,
     pool_shape,
     row_shapes,
-    stack_shapes,
     summed_over_shards,
 )
 from flexjax.steps.kernels import Kernels
@@ -152,11 +152,12 @@ class Rig:
     ):
         self.model = model
         self.programs, self.weights = compiled(model, tape, window, pages, dtype, tp, kernels)
+        self.weights = self.programs.joined(self.weights)  # its own: updates write into them
         self.dims, self.layers = self.programs.dims, self.programs.layer_views(self.weights)
         random = np.random.default_rng(1)
         shape = pool_shape(self.dims)
         self.pool = jnp.asarray(3 * random.standard_normal(shape.shape), shape.dtype)
-        self.rows, self.stack = zeros(row_shapes(self.dims)), zeros(stack_shapes(self.dims))
+        self.rows, self.stack = zeros(row_shapes(self.dims)), self.programs.new_stack(self.weights)
         self.table = AdapterTable(ADAPTERS, RANK_CAPACITY)
         self.free = random.permutation(pages).tolist()
         self.serving: dict[int, Serving] = {}
@@ -171,9 +172,12 @@ class Rig:
         wide = padded(factors)
         version = self.table.place(name, rank_of(wide), scale)
         job = JobShape(rank_of(wide), tuple(factors["a"]))
-        self.stack = self.programs.publish(job)(self.stack, wide, np.int32(version.first_column))
+        self.take_stack(self.programs.publish(job)(self.stack, wide, np.int32(version.first_column)))
         self.table.announce(version)
         return version
+
+    def take_stack(self, stack: AdapterStack) -> None:
+        self.stack, self.weights = stack, with_matrices(self.weights, stack.a)
 
     def seat(self, number: int, row: int, tokens, adapter=BASE, room: int = 0, sampling=GREEDY) -> None:
         """A request with this prompt takes a row, and pages for it and ``room`` more tokens."""
@@ -278,9 +282,10 @@ class Rig:
     def update(self, learning_rate: float) -> float:
         """Step the optimizer, publish over the job's version; returns the norm of the gradients."""
         numbers = np.float32(learning_rate), np.int32(self.version.first_column), self.ratios
-        self.master, self.gradients, self.stack, norm = self.programs.update(self.job, self.spec)(
+        self.master, self.gradients, stack, norm = self.programs.update(self.job, self.spec)(
             self.master, self.gradients, self.stack, *numbers
         )
+        self.take_stack(stack)
         return float(norm)
 
     def grid(self, number: int) -> range:
@@ -318,9 +323,11 @@ def factors_in(stack: AdapterStack, module: str, config: ModelConfig, tp: int = 
     widths, shards = module_widths(config), 1 if module in ROW_PARALLEL else tp
     number = modules.index(module)
     a, b = np.asarray(stack.a[product]), np.asarray(stack.b[product])
-    first = sum(widths[name][1] for name in modules[:number]) // shards
+    first, rank = sum(widths[name][1] for name in modules[:number]) // shards, b.shape[1]
+    a = a.reshape(a.shape[0], shards, -1, a.shape[2])[:, 0]  # shards that have rows of their own hold equal ones
+    behind = a.shape[1] - (len(modules) - number) * rank
     by_shard = b.reshape(*b.shape[:2], shards, -1)[..., first : first + widths[module][1] // shards]
-    return np.split(a, len(modules), axis=-1)[number], by_shard.reshape(*b.shape[:2], -1)
+    return a[:, behind : behind + rank].swapaxes(1, 2), by_shard.reshape(*b.shape[:2], -1)
 
 
 def example(tokens, trained=None) -> Example:

@@ -12,7 +12,7 @@ What is counted:
 import jax
 
 from flexjax.engine.engine import Engine
-from flexjax.state import nbytes
+from flexjax.state import nbytes, resident_bytes
 
 
 class MemoryWatch:
@@ -59,7 +59,7 @@ class MemoryWatch:
         job, gradients = runner.jobs[self._job], runner.jobs[self._job].gradients
         self.parts = {
             "pages": self.pages * self._page_bytes,
-            "adapter": nbytes((runner.stack, job.master, gradients.a, gradients.b)),
+            "adapter": resident_bytes(runner.programs.dims) + nbytes((job.master, gradients.a, gradients.b)),
             "cotangents": nbytes((gradients.hidden, gradients.d_k, gradients.d_v)),
             "rows": nbytes(runner.rows),
             "temporaries": max(each.memory.temp_size_in_bytes for each in self._programs()),

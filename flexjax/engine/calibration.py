@@ -29,10 +29,16 @@ def calibrate_forward(runner: Runner, latency: LatencyModel, layouts: Iterable[S
 
 def filled(dims: Dimensions, layout: SlotLayout, rows: int, tiles: int) -> tuple[np.ndarray, int]:
     """A batch whose rows attend to so many positions each and whose tiles, all full, to as many rounded up to whole
-    pages; and the positions of all tiles."""
+    pages; and the positions of all tiles.
+
+    Rows have pages of their own as far as there are, as when they serve: pages that many read would come from the
+    device's cache. Tiles have theirs in common, as those of a prompt do.
+    """
     packed, batch = host_batch(forward_fields(dims, layout))
     batch.row_position[:] = rows - 1
+    batch.row_pages[:] = np.arange(batch.row_pages.size).reshape(batch.row_pages.shape) % dims.pages
     if layout.chunk:
+        batch.tile_pages[:] = np.arange(dims.context_pages) % dims.pages
         batch.tile_length[:] = PAGE_TOKENS
         batch.tile_position[:] = (tiles - 1) // PAGE_TOKENS * PAGE_TOKENS
     return packed, layout.tiles * tiles_for(tiles) * PAGE_TOKENS

@@ -16,6 +16,7 @@ from flexjax.engine.layer_views import layer_views
 from flexjax.layout import SlotLayout
 from flexjax.models.bits import bits_dtype
 from flexjax.models.lora import MODULES, PRODUCTS, ROW_PARALLEL
+from flexjax.models.matrices import matrices_of, with_matrices, with_room
 from flexjax.models.sharding import TP_AXIS
 from flexjax.request import SamplingLevel
 from flexjax.state import (
@@ -51,11 +52,11 @@ PRECISION = {"float32": "highest"}
 """Per dtype of the model: float32 means float32, where a GPU would round operands to 19 bits (TF32) by default."""
 
 WEIGHT_SPECS = {
-    "qkv": P(None, None, TP_AXIS),
+    "qkv": P(None, TP_AXIS, None),
     "qkv_bias": P(None, TP_AXIS),
-    "o": P(None, TP_AXIS, None),
-    "gate_up": P(None, None, TP_AXIS),
-    "down": P(None, TP_AXIS, None),
+    "o": P(None, None, TP_AXIS),
+    "gate_up": P(None, TP_AXIS, None),
+    "down": P(None, None, TP_AXIS),
 }
 POOL_SPEC = P(None, None, None, TP_AXIS)
 
@@ -105,18 +106,20 @@ class Programs:
 
     Args:
         definition: graph definition of the decoder.
-        weights: its state, or the shapes of it.
+        weights: its state, or the shapes of it, without room for adapters.
         mesh: one axis, ``tp``.
     """
 
     def __init__(self, definition: nnx.GraphDef, weights: nnx.State, dims: Dimensions, kernels: Kernels, mesh: Mesh):
         self.definition, self.dims, self.kernels, self.mesh = definition, dims, kernels, mesh
-        self.weights = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype), weights)
+        self.frozen = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype), weights)
+        self.weights = jax.eval_shape(self.joined, self.frozen)
         self.options = dict(COMPILER_OPTIONS[mesh.devices.flat[0].platform])
         self.compiled: dict[tuple, Compiled] = {}
         self.described: dict[tuple, Compiled] = {}
         self._levels, self._logprobs = {SamplingLevel.GREEDY}, False
-        self._compiling = threading.RLock()
+        self._offering = threading.RLock()
+        self._turns: dict[tuple, threading.Lock] = {}
 
     #            program                                  called per
     @looked_up
@@ -143,7 +146,7 @@ class Programs:
         """
         if level in self._levels and self._logprobs >= logprobs:
             return
-        with self._compiling:
+        with self._offering:
             levels, logprobs = self._levels | {level}, self._logprobs or logprobs
             for each in levels:
                 for rows in row_sizes:
@@ -162,8 +165,8 @@ class Programs:
 
     @looked_up
     def backward(self, job: JobShape) -> Compiled:  # layer and window
-        definition, stacked = self._layer_stack(self.weights)
-        body = functools.partial(backward_window, definition, self.dims, self.kernels, job.dropout)
+        definition, stacked = self._layer_stack(self.frozen)
+        body = functools.partial(backward_window, definition, self.dims, self.kernels_of(job), job.dropout)
         bits = lambda w: jax.ShapeDtypeStruct(w.shape[1:], bits_dtype(w.dtype))
         layer_specs = jax.tree.map(lambda spec: P(*spec[1:]), weight_specs(stacked), is_leaf=is_spec)
         gradients = gradient_shapes(self.dims, job.rank, job.modules)
@@ -198,20 +201,34 @@ class Programs:
         body = functools.partial(publish, self.dims)
         return self._compile(key, body, shapes, specs, stack_specs(), donated=(0,), partitioned=True)
 
+    def kernels_of(self, job: JobShape) -> Kernels:
+        return self.kernels.for_job(job.rank, self.dims.window)
+
     def layer_views(self, weights: nnx.State) -> list[nnx.State]:
-        """The weights of every layer as `backward` takes them, in the memory of the stacked ones."""
+        """The weights of every layer as `backward` takes them, without adapters, in the memory of the stacked ones."""
         _, stacked = self._layer_stack(weights)
         leaves, tree = jax.tree.flatten(stacked)
         shardings = jax.tree.leaves(self._shardings(weight_specs(stacked)))
-        views = [layer_views(leaf, sharding) for leaf, sharding in zip(leaves, shardings, strict=True)]
+        shapes = jax.tree.leaves(self._layer_stack(self.frozen)[1])
+        parts = zip(leaves, shardings, shapes, strict=True)
+        views = [layer_views(leaf, sharding, frozen.shape[1]) for leaf, sharding, frozen in parts]
         return [tree.unflatten(layer) for layer in zip(*views, strict=True)]
+
+    def joined(self, weights: nnx.State) -> nnx.State:
+        """The weights with room for adapters behind the matrices of products."""
+        room = lambda name, matrix: with_room(name, matrix, self.dims.rank_capacity, self.dims.tp)
+        return with_matrices(weights, {name: room(name, matrix) for name, matrix in matrices_of(weights).items()})
+
+    def new_stack(self, weights: nnx.State) -> AdapterStack:
+        """Of no adapters yet, on the matrices of these weights, made by `joined`."""
+        return AdapterStack(a=matrices_of(weights), b=self.zeros(stack_shapes(self.dims).b, "stack"))
 
     def _layer_stack(self, weights: nnx.State) -> tuple[nnx.GraphDef, nnx.State]:
         return nnx.merge(self.definition, weights).layer_stack()
 
     def zeros(self, shapes, kind: str):
         """Zeroed arrays of these shapes, made where they live. ``kind``: "pool", "rows", "stack" or "gradients"."""
-        specs = {"pool": lambda: POOL_SPEC, "rows": lambda: RowState(P(), P()), "stack": stack_specs}
+        specs = {"pool": lambda: POOL_SPEC, "rows": lambda: RowState(P(), P()), "stack": lambda: stack_specs().b}
         spec = gradient_specs(tuple(shapes.a)) if kind == "gradients" else specs[kind]()
         make = lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         return jax.jit(make, out_shardings=self._shardings(spec))()
@@ -223,9 +240,14 @@ class Programs:
         return jax.device_put(factors, self._shardings(factor_specs(job.modules)))
 
     def place_weight(self, name: str, value) -> jax.Array:
-        """One loaded weight ("layers.qkv") on its device or devices."""
-        spec = WEIGHT_SPECS.get(name.rpartition(".")[2], P())
-        return jax.device_put(value, NamedSharding(self.mesh, spec))
+        """One loaded weight ("layers.qkv") on its device or devices, with room for adapters."""
+        product = name.rpartition(".")[2]
+        sharding = NamedSharding(self.mesh, WEIGHT_SPECS.get(product, P()))
+        placed = jax.device_put(value, sharding)
+        if product not in PRODUCTS:
+            return placed
+        room = functools.partial(with_room, product, rank=self.dims.rank_capacity, tp=self.dims.tp)
+        return jax.jit(room, out_shardings=sharding)(placed)
 
     def weight_shardings(self):
         return self._shardings(weight_specs(self.weights))
@@ -237,19 +259,22 @@ class Programs:
         return jax.ShapeDtypeStruct((packed_words(fields),), jnp.int32)
 
     def _compile(self, key, body, shapes, specs, out_specs, donated, partitioned=False) -> Compiled:
-        """Lower and compile ahead of time. ``partitioned``: no collectives of its own, the compiler partitions it."""
-        if key in self.compiled:
+        """Lower and compile ahead of time, different programs at the same time if several threads ask. ``partitioned``:
+        no collectives of its own, the compiler partitions it."""
+        with self._turns.setdefault(key, threading.Lock()):
+            if key not in self.compiled:
+                self.compiled[key] = self._built(body, shapes, specs, out_specs, donated, partitioned)
             return self.compiled[key]
-        with self._compiling:
-            started = time.perf_counter()
-            if self.dims.tp > 1 and not partitioned:
-                body = jax.shard_map(body, mesh=self.mesh, in_specs=specs, out_specs=out_specs, check_vma=False)
-            shardings = dict(in_shardings=self._shardings(specs), out_shardings=self._shardings(out_specs))
-            jitted = jax.jit(body, donate_argnums=donated, **shardings)
-            with jax.default_matmul_precision(PRECISION.get(jnp.dtype(self.dims.dtype).name)):
-                compiled = jitted.lower(*shapes).compile(compiler_options=self.options)
-            self.compiled[key] = Compiled(compiled, time.perf_counter() - started, compiled.memory_analysis())
-        return self.compiled[key]
+
+    def _built(self, body, shapes, specs, out_specs, donated, partitioned) -> Compiled:
+        started = time.perf_counter()
+        if self.dims.tp > 1 and not partitioned:
+            body = jax.shard_map(body, mesh=self.mesh, in_specs=specs, out_specs=out_specs, check_vma=False)
+        shardings = dict(in_shardings=self._shardings(specs), out_shardings=self._shardings(out_specs))
+        jitted = jax.jit(body, donate_argnums=donated, **shardings)
+        with jax.default_matmul_precision(PRECISION.get(jnp.dtype(self.dims.dtype).name)):
+            compiled = jitted.lower(*shapes).compile(compiler_options=self.options)
+        return Compiled(compiled, time.perf_counter() - started, compiled.memory_analysis())
 
 
 def is_spec(x) -> bool:
@@ -274,10 +299,10 @@ def factor_specs(modules=MODULES) -> dict[str, dict[str, P]]:
 
 
 def stack_specs() -> AdapterStack:
-    """As the factors of a product's modules, which agree."""
-    specs = factor_specs()
-    of = lambda factor: {product: specs[factor][modules[0]] for product, modules in PRODUCTS.items()}
-    return AdapterStack(a=of("a"), b=of("b"))
+    """As the frozen matrices, and as B of a product's modules, which agree."""
+    specs = factor_specs()["b"]
+    b = {product: specs[modules[0]] for product, modules in PRODUCTS.items()}
+    return AdapterStack(a={product: WEIGHT_SPECS[product] for product in PRODUCTS}, b=b)
 
 
 def gradient_specs(modules) -> Gradients:

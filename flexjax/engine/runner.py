@@ -20,10 +20,12 @@ from flexjax.engine.batch import (
     loss_batch,
     sampling_batch,
 )
+from flexjax.engine.layer_views import places
 from flexjax.engine.programs import JobShape, Programs
 from flexjax.layout import SlotLayout
+from flexjax.models.matrices import with_matrices
 from flexjax.scheduler.output import Completion, Iteration, Unit, UnitKind
-from flexjax.state import Gradients, Master, gradient_shapes, pool_shape, row_shapes, stack_shapes
+from flexjax.state import AdapterStack, Gradients, Master, gradient_shapes, pool_shape, row_shapes
 from flexjax.steps.update import OptimizerSpec
 
 
@@ -103,7 +105,8 @@ class Runner:
     """Device state and its programs.
 
     Args:
-        weights: the base model's state, on the device.
+        weights: the base model's state, on the device, with room for adapters. Those of its matrices that adapters lie
+            behind are donated to what writes adapters, so that no one else may hold them.
         clock: seconds, the engine's.
     """
 
@@ -111,7 +114,9 @@ class Runner:
         self.programs, self.weights, self.clock = programs, weights, clock
         self.layers = programs.layer_views(weights)
         dims = programs.dims
-        self.stack = programs.zeros(stack_shapes(dims), "stack")
+        self.stack = programs.new_stack(weights)
+        on_gpu = programs.mesh.devices.flat[0].platform == "gpu"
+        self.place = places(self.stack.a) if on_gpu else None
         self.pool = programs.zeros(pool_shape(dims), "pool")
         self.rows = programs.zeros(row_shapes(dims), "rows")
         self.jobs: dict[str, DeviceJob] = {}
@@ -180,7 +185,8 @@ class Runner:
         program = self.programs.update(job.shape, job.optimizer)
         scalars = np.float32(learning_rate), np.int32(job.version.first_column)
         states = job.master, job.gradients, self.stack
-        job.master, job.gradients, self.stack, norm = program(*states, *scalars, job.ratios)
+        job.master, job.gradients, stack, norm = program(*states, *scalars, job.ratios)
+        self._take_stack(stack)
         return norm
 
     def add_job(
@@ -196,7 +202,17 @@ class Runner:
     def publish(self, factors: dict, shape: JobShape, version: AdapterVersion) -> None:
         """Write adapter factors, {"a": module -> [layers, in, r], "b": ...} float32, where the version lies."""
         program = self.programs.publish(shape)
-        self.stack = program(self.stack, factors, np.int32(version.first_column))
+        self._take_stack(program(self.stack, factors, np.int32(version.first_column)))
+
+    def _take_stack(self, stack: AdapterStack) -> None:
+        """What a program that wrote adapters gave back, in the memory that it was given: views of layers lie there.
+
+        Raises:
+            RuntimeError: it lies elsewhere.
+        """
+        self.stack, self.weights = stack, with_matrices(self.weights, stack.a)
+        if self.place is not None and places(stack.a) != self.place:
+            raise RuntimeError("publishing an adapter moved the frozen weights, which backward units read in place")
 
     def drop_job(self, name: str) -> None:
         del self.jobs[name]

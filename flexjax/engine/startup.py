@@ -1,8 +1,10 @@
 """Start-up: from a configuration to a loop that is ready to run. Shows what it does and how long it takes."""
 
 import logging
+import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +29,9 @@ from flexjax.steps.kernels import Kernels
 from flexjax.weights.source import ModelSource
 
 logger = logging.getLogger(__name__)
+
+COMPILERS = 8
+"""Programs compiled at a time; more would wait for each other's tracing, which is Python's."""
 
 
 def dimensions_of(config: EngineConfig, model: ModelConfig, tape: tuple[str, ...]) -> Dimensions:
@@ -99,7 +104,7 @@ class Machine:
         self.layouts = self.catalog.layouts
         mesh = device_mesh(config.tp)
         platform, dtype = mesh.devices.flat[0].platform, dtype_of(config.dtype)
-        kernels = Kernels.for_model(platform, source.config, dtype)
+        kernels = Kernels.for_model(platform, source.config, dtype, config.adapter_rank_capacity, config.tp)
         progress(f"kernels on {platform}: {kernels}; all else is XLA's")
         definition, shapes = abstract_decoder(source.config, dtype_of(config.dtype), config.tp)
         weight_bytes = nbytes(shapes) // config.tp
@@ -119,7 +124,8 @@ class Machine:
         started = time.perf_counter()
         config, dtype = self.config, dtype_of(self.config.dtype)
         if config.load_format == "dummy":
-            weights = dummy_weights(source.config, dtype, config.tp, config.seed, programs.weight_shardings())
+            random = config.tp, config.seed, programs.weight_shardings(), programs.joined
+            weights = dummy_weights(source.config, dtype, *random)
         else:
             weights = place_weights(shapes, source.load_weights(dtype, config.tp), programs.place_weight)
         jax.block_until_ready(weights)
@@ -134,13 +140,20 @@ class Machine:
         return programs.forward(largest).memory.temp_size_in_bytes + logits
 
     def _compile(self, programs: Programs) -> None:
-        """Compile every layout and what samples from it."""
-        started = time.perf_counter()
-        for number, layout in enumerate(self.layouts, 1):
+        """Compile every layout and what samples from it, several at a time."""
+        started, total = time.perf_counter(), len(self.layouts)
+
+        def ready(layout: SlotLayout) -> tuple[SlotLayout, float]:
             program = programs.forward(layout)
             programs.sample(layout.rows, SamplingLevel.GREEDY, layout.logprobs)
-            self.progress(f"compiled {number} of {len(self.layouts)}: {describe(layout)} in {program.seconds:.1f} s")
-        self.progress(f"{len(self.layouts)} programs ready in {time.perf_counter() - started:.1f} s")
+            return layout, program.seconds
+
+        with ThreadPoolExecutor(min(COMPILERS, os.cpu_count() or 1)) as compilers:
+            compiling = [compilers.submit(ready, layout) for layout in self.layouts]
+            for number, finished in enumerate(as_completed(compiling), 1):
+                layout, seconds = finished.result()
+                self.progress(f"compiled {number} of {total}: {describe(layout)} in {seconds:.1f} s")
+        self.progress(f"{total} programs ready in {time.perf_counter() - started:.1f} s")
 
 
 def describe(layout: SlotLayout) -> str:
@@ -151,4 +164,7 @@ def describe(layout: SlotLayout) -> str:
 
 def compile_job(programs: Programs, shape: JobShape, optimizer) -> None:
     """Compile a job's programs before it meets the engine's thread."""
+    usual, own = programs.kernels.grouped_lora_grad, programs.kernels_of(shape).grouped_lora_grad
+    if own != usual:
+        logger.warning("gradients of rank %d take grouped_lora_grad %s; %s has no room", shape.rank, own, usual)
     programs.loss(shape), programs.backward(shape), programs.update(shape, optimizer), programs.publish(shape)

@@ -12,3 +12,9 @@ def bits_dtype(dtype) -> jnp.dtype:
 def from_bits(array: jax.Array, dtype) -> jax.Array:
     """Values of ``dtype`` from an array of ``bits_dtype(dtype)``; costs nothing."""
     return array if array.dtype == dtype else jax.lax.bitcast_convert_type(array, dtype)
+
+
+def to_bits(array: jax.Array) -> jax.Array:
+    """Inverse of `from_bits`."""
+    bits = bits_dtype(array.dtype)
+    return array if array.dtype == bits else jax.lax.bitcast_convert_type(array, bits)

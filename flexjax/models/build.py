@@ -40,10 +40,13 @@ def place_weights(shapes: nnx.State, tree: dict[str, np.ndarray], place: Callabl
     return jax.tree_util.tree_map_with_path(lambda path, _: place(dotted(path), tree[dotted(path)]), shapes)
 
 
-def dummy_weights(config: ModelConfig, dtype, tp: int, seed: int, shardings: nnx.State) -> nnx.State:
-    """Random weights made where they live, for benchmarks: nothing passes through the host."""
+def dummy_weights(
+    config: ModelConfig, dtype, tp: int, seed: int, shardings: nnx.State, finish: Callable = lambda weights: weights
+) -> nnx.State:
+    """Random weights made where they live, for benchmarks: nothing passes through the host. ``finish`` makes of them
+    what the device holds."""
     create = ARCHITECTURES[config.model_type]
-    make = lambda: nnx.state(create(config, dtype, tp, nnx.Rngs(seed)))
+    make = lambda: finish(nnx.state(create(config, dtype, tp, nnx.Rngs(seed))))
     return jax.jit(make, out_shardings=shardings)()
 
 

@@ -15,37 +15,37 @@ import jax.numpy as jnp
 from flax import nnx
 
 from flexjax.models.config import ModelConfig
-from flexjax.models.layers import rms_norm, rotary_frequencies, rotate
+from flexjax.models.layers import product, rms_norm, rotary_frequencies, rotate
 from flexjax.models.sharding import enter_shards, leave_shards
 
 
 class DecoderLayer(nnx.Module):
     """One pre-norm transformer layer with grouped-query attention and SwiGLU.
 
-    Parameters (one layer, whole model): input_norm [d], qkv [d, (Hq + 2 Hkv) D], qkv_bias (optional), o [Hq D, d],
-    post_norm [d], gate_up [d, 2 ff], down [ff, d]. Fused columns are grouped by shard: [q_0|k_0|v_0|q_1|...].
+    Parameters (one layer, whole model): input_norm [d], qkv [(Hq + 2 Hkv) D, d], qkv_bias (optional), o [d, Hq D],
+    post_norm [d], gate_up [2 ff, d], down [d, ff]. Fused rows are grouped by shard: [q_0|k_0|v_0|q_1|...].
     """
 
     def __init__(self, config: ModelConfig, dtype, tp: int, rngs: nnx.Rngs):
         self.config, self.tp = config, tp
         d, ff, heads = config.hidden_size, config.intermediate_size, config.num_heads + 2 * config.num_kv_heads
-        normal = lambda shape: nnx.Param(jax.random.normal(rngs.params(), shape, dtype) * shape[0] ** -0.5)
+        normal = lambda shape: nnx.Param(jax.random.normal(rngs.params(), shape, dtype) * shape[1] ** -0.5)
         self.input_norm = nnx.Param(jnp.ones(d, dtype))
-        self.qkv = normal((d, heads * config.head_dim))
+        self.qkv = normal((heads * config.head_dim, d))
         if config.attention_bias:
             self.qkv_bias = nnx.Param(jnp.zeros(heads * config.head_dim, dtype))
-        self.o = normal((config.num_heads * config.head_dim, d))
+        self.o = normal((d, config.num_heads * config.head_dim))
         self.post_norm = nnx.Param(jnp.ones(d, dtype))
-        self.gate_up = normal((d, 2 * ff))
-        self.down = normal((ff, d))
+        self.gate_up = normal((2 * ff, d))
+        self.down = normal((d, ff))
 
     def qkv_stage(self, x: jax.Array, positions: jax.Array, adapter) -> tuple[jax.Array, jax.Array, jax.Array]:
         """x [T, d], positions [T] -> q [T, Hq, D], k and v [T, Hkv, D], rotated; local heads."""
         config = self.config
         h = self._replicated(rms_norm(x, self.input_norm[...], config.rms_norm_eps))
-        fused = h @ self.qkv[...]
+        fused = product(h, self.qkv[...])
         if config.attention_bias:
-            fused = fused + self.qkv_bias[...]
+            fused = fused + jnp.pad(self.qkv_bias[...], (0, fused.shape[1] - len(self.qkv_bias[...])))
         q_width, kv_width = self.query_heads * config.head_dim, self.kv_heads * config.head_dim
         modules = adapter("qkv", h, fused, (q_width, kv_width, kv_width))
         q, k, v = (y.reshape(len(x), -1, config.head_dim) for y in modules)
@@ -55,19 +55,20 @@ class DecoderLayer(nnx.Module):
     def output_stage(self, x: jax.Array, attention: jax.Array, adapter) -> jax.Array:
         """x [T, d], attention [T, Hq, D] -> x plus the projected attention, [T, d]."""
         flat = attention.reshape(len(x), -1)
-        (y,) = adapter("o", flat, flat @ self.o[...], x.shape[1:])
+        (y,) = adapter("o", flat, product(flat, self.o[...]), x.shape[1:])
         return x + self._reduced(y)
 
     def mlp_input_stage(self, mid: jax.Array, adapter, only: str | None = None) -> tuple[jax.Array, jax.Array]:
         """mid [T, d] -> gate and up, each [T, ff] (local columns). With ``only`` "gate" or "up", at half the cost, that
         one; the other is not to be used."""
         h = self._replicated(rms_norm(mid, self.post_norm[...], self.config.rms_norm_eps))
-        width = self.gate_up[...].shape[-1] // 2
+        width = self.config.intermediate_size // self.tp
         if only is None:
-            fused = h @ self.gate_up[...]
+            fused = product(h, self.gate_up[...])
         else:
-            halves = dict(zip(("gate", "up"), jnp.split(self.gate_up[...], 2, axis=-1), strict=True))
-            parts = [h @ half if name == only else jnp.zeros((len(h), width), h.dtype) for name, half in halves.items()]
+            halves = dict(zip(("gate", "up"), jnp.split(self.gate_up[...], 2), strict=True))
+            nothing = jnp.zeros((len(h), width), h.dtype)
+            parts = [product(h, half) if name == only else nothing for name, half in halves.items()]
             fused = jnp.concatenate(parts, axis=-1)
         gate, up = adapter("gate_up", h, fused, (width, width))
         return gate, up
@@ -75,7 +76,7 @@ class DecoderLayer(nnx.Module):
     def mlp_output_stage(self, mid: jax.Array, gate: jax.Array, up: jax.Array, adapter) -> jax.Array:
         """mid [T, d], gate and up [T, ff] -> the layer's output, [T, d]."""
         h = jax.nn.silu(gate) * up
-        (y,) = adapter("down", h, h @ self.down[...], mid.shape[1:])
+        (y,) = adapter("down", h, product(h, self.down[...]), mid.shape[1:])
         return mid + self._reduced(y)
 
     @property

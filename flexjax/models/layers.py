@@ -1,4 +1,4 @@
-"""The small parts of a decoder layer: RMS normalisation and rotary position embedding. No weights live here."""
+"""The small parts of a decoder layer: RMS normalisation, products, rotary position embedding. No weights live here."""
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,12 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     x32 = x.astype(jnp.float32)
     variance = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
     return (x32 * jax.lax.rsqrt(variance + eps)).astype(x.dtype) * scale
+
+
+def product(x: jax.Array, matrix: jax.Array) -> jax.Array:
+    """x [T, in] times a matrix as files store it, [out, in] -> [T, out]. Its leading rows lie in one piece, so that a
+    product with some of them reads them where they are."""
+    return jax.lax.dot_general(x, matrix, (((1,), (1,)), ((), ())))
 
 
 def rotary_frequencies(config: ModelConfig) -> jax.Array:

@@ -7,7 +7,6 @@ its own contribution.
 
 import functools
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -16,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from flexjax.models.config import ModelConfig
+from flexjax.models.layers import product as matrix_product
 from flexjax.models.sharding import TP_AXIS
 from pallas_kernels import grouped_lora_grad, lora_expand
 
@@ -95,20 +95,18 @@ class ResidentAdapters:
     """Every resident adapter in one layer; each slot of the token axis names the one it uses.
 
     Attributes:
-        a: product -> [in, modules * R], this layer's, one module after another; R is the flat rank axis that all
-            adapters share.
-        b: product -> [layers, R, out], every layer's, the modules' columns side by side.
+        b: product -> [layers, R, out], every layer's, the modules' columns side by side; R is the flat rank axis that
+            all adapters share.
         layer: scalar int32.
         indices: [T] int32, adapter index per slot (0 none).
         owner: [R / 8] int32, adapter index that owns each unit of the rank axis (0 nobody).
         scale: [adapters] float32.
         plan: of `plan_lora_expand`, the same for every layer.
-        dropout: applied to the input of slots that ask for it.
-        few_rows: (product, x) -> x A of every module, side by side, [T, modules * R] float32, in place of the product
-            with ``a``; None where there are more slots than it takes.
+        dropout: applied to the input of slots that ask for it. Without it, x A of every module lies behind y, made by
+            the product itself.
+        a: with dropout, product -> [modules * R, in], this layer's, one module after another.
     """
 
-    a: dict[str, jax.Array]
     b: dict[str, jax.Array]
     layer: jax.Array
     indices: jax.Array
@@ -117,25 +115,23 @@ class ResidentAdapters:
     implementation: str
     plan: Any = None
     dropout: Dropout | None = None
-    few_rows: Callable[[str, jax.Array], jax.Array] | None = None
+    a: dict[str, jax.Array] | None = None
 
     def __call__(self, product: str, x: jax.Array, y: jax.Array, widths: tuple[int, ...]) -> list[jax.Array]:
+        low = None if self.dropout is None else self.low(product, x)
         y = lora_expand(
-            *(y, self.low(product, x), self.b[product], self.layer, self.indices, self.owner, self.scale),
+            *(y, low, self.b[product], self.layer, self.indices, self.owner, self.scale),
             widths=widths,
             plan=self.plan,
             implementation=self.implementation,
         )
-        return modules_of(y, widths)
+        return modules_of(y[:, : sum(widths)], widths)
 
     def low(self, product: str, x: jax.Array) -> jax.Array:
-        """x A of every module, side by side, [T, modules * R] float32; dropout differs from module to module."""
-        project = lambda x, a: jnp.dot(x, a, preferred_element_type=jnp.float32)
-        if self.dropout is None:
-            return project(x, self.a[product]) if self.few_rows is None else self.few_rows(product, x)
+        """x A of every module, side by side, [T, modules * R]; dropout differs from module to module."""
         modules = PRODUCTS[product]
-        parts = zip(modules, jnp.split(self.a[product], len(modules), axis=-1), strict=True)
-        return jnp.concatenate([project(self.dropout(name, x), a) for name, a in parts], axis=-1)
+        parts = zip(modules, jnp.split(self.a[product], len(modules)), strict=True)
+        return jnp.concatenate([matrix_product(self.dropout(name, x), a) for name, a in parts], axis=-1)
 
 
 @dataclass(frozen=True)
@@ -191,7 +187,7 @@ def low_rank_added(implementation: str, x: jax.Array, ys: Each, a: Each, b: Each
 
 
 def _low_rank_forward(implementation, x, ys, a, b, scale):
-    low = lambda a: (jnp.dot(x, a.astype(x.dtype), preferred_element_type=jnp.float32) * scale).astype(x.dtype)
+    low = lambda a: (jnp.dot(x, a.astype(x.dtype)).astype(jnp.float32) * scale).astype(x.dtype)
     h = tuple(map(low, a))
     return tuple(map(_plus_product, ys, h, b)), (x, h, a, b, scale)
 

@@ -13,8 +13,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from flexjax.layout import PAGE_TOKENS, SlotLayout
+from flexjax.models.build import dotted
 from flexjax.models.decoder import Decoder, DecoderLayer
-from flexjax.models.lora import Dropout, ResidentAdapters, no_adapter
+from flexjax.models.lora import PRODUCTS, Dropout, ResidentAdapters, no_adapter
+from flexjax.models.matrices import rows_behind
 from flexjax.request import MAX_LOGPROBS
 from flexjax.state import LSE, AdapterStack, Dimensions, RowState
 from flexjax.step_batch import forward_fields, unpack
@@ -22,10 +24,7 @@ from flexjax.steps import tape
 from flexjax.steps.attention import attend, places_of, token_positions, write_keys_values
 from flexjax.steps.kernels import Kernels
 from flexjax.steps.sampling import prompt_logprobs
-from pallas_kernels import plan_lora_expand, row_product, write_pages
-
-MOST_ROWS = 64
-"""Slots that `row_product` takes."""
+from pallas_kernels import plan_lora_expand, write_pages
 
 
 @jax.tree_util.register_dataclass
@@ -74,29 +73,52 @@ def forward(
 
 
 def run_layers(model: Decoder, dims, layout, kernels, adapters, pool, x, batch):
-    """The scan over stacked layers; the pool rides in the carry, so that it is updated in place. Also returns every
-    layer's log-sum-exp, [layers, slots, Hq] float32, if it is kept behind the final hidden state."""
+    """The loop over stacked layers; the pool rides in the carry, so that it is updated in place, and the number of the
+    layer, so that XLA reads its weights where they lie: at any other index it copies them. Also returns every layer's
+    log-sum-exp, [layers, slots, Hq] float32, if it is kept behind the final hidden state."""
     definition, stacked = model.layer_stack()
     positions, places = token_positions(batch, layout), places_of(batch, layout, model.layers, kernels)
     adapter_index = per_slot(batch.row_adapter, batch.tile_adapter if layout.chunk else None)
     owners = adapter_index, batch.owner, batch.scale
     plan = None if layout.base_only else plan_lora_expand(*owners, implementation=kernels.lora_expand)
+    left_out = dims.rank_capacity if layout.base_only or layout.dropout else 0
     lse_kept = layout.tape and "attention" in dims.tape and dims.lse_follows_final
 
-    def one_layer(carry, scanned):
-        x, pool = carry
-        state, a, index = scanned
-        layer = nnx.merge(definition, state)
+    def one_layer(carry, _):
+        x, pool, index = carry
+        layer = nnx.merge(definition, layer_of(stacked, index, left_out))
         dropout = slot_dropout(layout, batch, index, dims.tp)
-        low = low_of(adapters, index, layout, kernels)
-        resident = ResidentAdapters(a, adapters.b, index, *owners, kernels.lora_expand, plan, dropout, low)
+        a = dropout and {name: rows_of_a(name, adapters.a[name], index, dims.rank_capacity) for name in PRODUCTS}
+        resident = ResidentAdapters(adapters.b, index, *owners, kernels.lora_expand, plan, dropout, a)
         adapter = no_adapter if layout.base_only else resident
         x, pool, lse = layer_forward(layer, dims, layout, kernels, adapter, pool, x, index, positions, places, batch)
-        return (x, pool), lse if lse_kept else None
+        return (x, pool, index + 1), lse if lse_kept else None
 
-    indices = jnp.arange(dims.model.num_layers, dtype=jnp.int32)
-    (x, pool), lse = jax.lax.scan(one_layer, (x, pool), (stacked, adapters.a, indices))
+    (x, pool, _), lse = jax.lax.scan(one_layer, (x, pool, jnp.int32(0)), length=dims.model.num_layers)
     return x, pool, lse
+
+
+def layer_of(stacked: nnx.State, index: jax.Array, left_out: int) -> nnx.State:
+    """One layer's weights; the matrices of products without ``left_out`` of their last rows for every module."""
+
+    def taken(path, leaf):
+        behind = rows_behind(name, left_out) if (name := dotted(path)) in PRODUCTS else 0
+        return entry_of(leaf, index, 0, leaf.shape[1] - behind)
+
+    return jax.tree_util.tree_map_with_path(taken, stacked)
+
+
+def rows_of_a(product: str, matrices: jax.Array, index: jax.Array, rank: int) -> jax.Array:
+    """A of a product's modules in one layer, [modules * R, in]."""
+    rows = rows_behind(product, rank)
+    return entry_of(matrices, index, matrices.shape[1] - rows, rows)
+
+
+def entry_of(stacked: jax.Array, index: jax.Array, first: int, rows: int) -> jax.Array:
+    """Rows of one entry of the first axis; no check for negative indices, behind which XLA would not see the counter of
+    a loop."""
+    start, sizes = (index, first, *[0] * (stacked.ndim - 2)), (1, rows, *stacked.shape[2:])
+    return jax.lax.dynamic_slice(stacked, start, sizes, allow_negative_indices=False)[0]
 
 
 def layer_forward(layer: DecoderLayer, dims, layout, kernels, adapter, pool, x, index, positions, places, batch):
@@ -115,14 +137,6 @@ def layer_forward(layer: DecoderLayer, dims, layout, kernels, adapter, pool, x, 
         options = dict(first_row=layout.rows, tp=dims.tp, implementation=kernels.page_write)
         pool = tape.write_named(pool, index, dims.tape_layout, batch.tape_pages, kept, **options)
     return layer.mlp_output_stage(mid, gate, up, adapter), pool, lse
-
-
-def low_of(adapters: AdapterStack, layer: jax.Array, layout: SlotLayout, kernels: Kernels):
-    """What computes x A of a layer in steps of few slots, (product, x) -> low; None where XLA does."""
-    if kernels.row_product == "reference" or layout.slots > MOST_ROWS:
-        return None
-    options = dict(dtype=jnp.float32, implementation=kernels.row_product)
-    return lambda product, x: row_product(x, adapters.a[product], layer, **options)
 
 
 def per_slot(rows: jax.Array, tiles: jax.Array | None) -> jax.Array:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from flexjax.models.lora import PRODUCTS, ROW_PARALLEL, module_widths
+from flexjax.models.matrices import row_shards, rows_behind
 from flexjax.state import AdapterStack, Dimensions, Gradients, Master, summed_over_shards
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "lion", "adafactor", "rmsprop")
@@ -101,20 +102,22 @@ def scaled(factors: dict[str, jax.Array], ratios: dict[str, jax.Array]) -> dict[
 def publish(dims: Dimensions, stack: AdapterStack, params: dict[str, dict], first_column: jax.Array) -> AdapterStack:
     """Write an adapter {"a": module -> [layers, in, r], "b": module -> [layers, r, out]} into its range of the flat
     rank axis; modules it does not have become zero there."""
-    a = {product: place_a(whole, params["a"], PRODUCTS[product], first_column) for product, whole in stack.a.items()}
+    a = {product: place_a(dims, whole, params["a"], product, first_column) for product, whole in stack.a.items()}
     place = lambda product, whole: place_b(dims, whole, params["b"], PRODUCTS[product], first_column)
     b = {product: place(product, whole) for product, whole in stack.b.items()}
     return AdapterStack(a, b)
 
 
-def place_a(whole: jax.Array, factors: dict, modules: tuple[str, ...], first_column: jax.Array) -> jax.Array:
-    """Into [layers, in, modules * R]."""
-    layers, width, columns = whole.shape
-    view = whole.reshape(layers, width, len(modules), columns // len(modules))
-    empty = jnp.zeros((layers, width, rank_of(factors)))
-    for number, name in enumerate(modules):
-        factor = factors.get(name, empty)[:, :, None].astype(whole.dtype)
-        view = jax.lax.dynamic_update_slice(view, factor, (0, 0, number, first_column))
+def place_a(dims: Dimensions, whole: jax.Array, factors: dict, product: str, first_column: jax.Array) -> jax.Array:
+    """Into the rows behind the frozen ones, of every shard that has rows of its own."""
+    layers, _, width = whole.shape
+    shards, rank = row_shards(product, dims.tp), rank_of(factors)
+    view, empty = whole.reshape(layers, shards, -1, width), jnp.zeros((layers, width, rank))
+    first = view.shape[2] - rows_behind(product, dims.rank_capacity) + first_column
+    for number, name in enumerate(PRODUCTS[product]):
+        factor = factors.get(name, empty).astype(whole.dtype).swapaxes(1, 2)
+        factor = jnp.broadcast_to(factor[:, None], (layers, shards, rank, width))
+        view = jax.lax.dynamic_update_slice(view, factor, (0, 0, first + number * dims.rank_capacity, 0))
     return view.reshape(whole.shape)
 
 

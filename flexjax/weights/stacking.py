@@ -1,7 +1,7 @@
 """The canonical tree of weights: matrices of all layers stacked and fused, filled and read one matrix at a time.
 
-It knows the order of columns under tensor parallelism and no file format. With ``tp`` shards the columns of the fused
-kernels are grouped by shard, so that cutting the last axis into ``tp`` equal parts gives every shard its heads:
+It knows the order of rows under tensor parallelism and no file format. With ``tp`` shards the rows of the fused
+matrices are grouped by shard, so that cutting that axis into ``tp`` equal parts gives every shard its heads:
 
     qkv      [ q_0 | k_0 | v_0 | q_1 | k_1 | v_1 | ... ]
     gate_up  [ gate_0 | up_0 | gate_1 | up_1 | ... ]
@@ -23,10 +23,7 @@ FUSED = {
     "up_proj": "gate_up",
     "down_proj": "down",
 }
-"""Matrix of a layer -> kernel of the tree it is part of."""
-
-ROWS_AT_ONCE = 256
-"""Rows transposed together: their columns of the target then share cache lines."""
+"""Matrix of a layer -> the matrix of the tree it is part of."""
 
 
 @dataclass(frozen=True)
@@ -59,27 +56,27 @@ def parts_of(config: ModelConfig) -> list[Part]:
 
 
 def tree_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of the canonical tree; kernels are [layers, in, out]."""
+    """Name -> shape of the canonical tree; matrices are [layers, out, in]."""
     layers, d, ff = config.num_layers, config.hidden_size, config.intermediate_size
     qkv = config.q_width + 2 * config.kv_width
     shapes = {"embed": (config.vocab_size, d), "norm": (d,)}
-    shapes |= {"layers.input_norm": (layers, d), "layers.post_norm": (layers, d), "layers.qkv": (layers, d, qkv)}
+    shapes |= {"layers.input_norm": (layers, d), "layers.post_norm": (layers, d), "layers.qkv": (layers, qkv, d)}
     if config.attention_bias:
         shapes["layers.qkv_bias"] = (layers, qkv)
-    shapes |= {"layers.o": (layers, config.q_width, d), "layers.down": (layers, ff, d)}
-    shapes["layers.gate_up"] = (layers, d, 2 * ff)
+    shapes |= {"layers.o": (layers, d, config.q_width), "layers.down": (layers, d, ff)}
+    shapes["layers.gate_up"] = (layers, 2 * ff, d)
     if not config.tie_word_embeddings:
         shapes["head"] = (config.vocab_size, d)
     return shapes
 
 
 class StackedWeights:
-    """A tree of weights under one order of columns.
+    """A tree of weights under one order of rows.
 
     Args:
         config: the model.
         tree: canonical name -> array, as `tree_shapes` names and sizes them.
-        tp: number of shards the fused columns are grouped for.
+        tp: number of shards the fused rows are grouped for.
 
     Raises:
         ValueError: the model cannot be cut into ``tp`` shards.
@@ -98,30 +95,30 @@ class StackedWeights:
     def put(self, part: Part, values: np.ndarray) -> None:
         """Writes one array, converted to the tree's dtype."""
         target = self._target(part)
-        for taken, given in self._columns(part.name):
-            copy_transposed(target[..., given], values[taken] if taken is not None else values)
+        for taken, given in self._rows(part.name):
+            copy_converted(target[given], values[taken])
 
     def take(self, part: Part) -> np.ndarray:
         """One array as files store it, a copy in the tree's dtype."""
         target = self._target(part)
         values = np.empty(part.shape, target.dtype)
-        for taken, given in self._columns(part.name):
-            values[taken if taken is not None else ...] = target[..., given].T
+        for taken, given in self._rows(part.name):
+            values[taken] = target[given]
         return values
 
     def _target(self, part: Part) -> np.ndarray:
-        """The view of the tree that holds a part (for a fused kernel, together with others), kernels as [in, out]."""
+        """The view of the tree that holds a part (for a fused matrix, together with others)."""
         if part.layer is None:
-            return self.tree[part.name].T if part.name in ("embed", "head") else self.tree[part.name]
+            return self.tree[part.name]
         module, _, bias = part.name.partition(".")
         return self.tree[f"layers.{FUSED.get(module, module)}{'_bias' if bias else ''}"][part.layer]
 
-    def _columns(self, name: str) -> list[tuple[slice | None, slice]]:
-        """(rows of the part, columns of the target) per shard; None for a part that is the whole target."""
+    def _rows(self, name: str) -> list[tuple[slice, slice]]:
+        """(rows of the part, rows of the target) per shard."""
         module = name.partition(".")[0]
         widths = {other: width // self.tp for other, width in self._fused_widths(module).items()}
         if not widths:
-            return [(None, slice(None))]
+            return [(slice(None), slice(None))]
         modules, width = list(widths), widths[module]
         before, together = sum(widths[other] for other in modules[: modules.index(module)]), sum(widths.values())
         return [
@@ -131,7 +128,7 @@ class StackedWeights:
         ]
 
     def _fused_widths(self, module: str) -> dict[str, int]:
-        """Output widths of the modules that share a kernel with this one, in their order; empty for none."""
+        """Output widths of the modules that share a matrix with this one, in their order; empty for none."""
         q, kv, ff = self.config.q_width, self.config.kv_width, self.config.intermediate_size
         fused = {"qkv": {"q_proj": q, "k_proj": kv, "v_proj": kv}, "gate_up": {"gate_proj": ff, "up_proj": ff}}
         return fused.get(FUSED.get(module), {})
@@ -149,9 +146,8 @@ def check_shards(config: ModelConfig, tp: int) -> None:
         raise ValueError(f"tp is {tp}, which must divide the model evenly, but {', '.join(uneven)}")
 
 
-def copy_transposed(target: np.ndarray, values: np.ndarray) -> None:
-    """target [in, out] = values [out, in] transposed (vectors are copied), converted to target's dtype."""
+def copy_converted(target: np.ndarray, values: np.ndarray) -> None:
+    """target = values, converted to target's dtype."""
     if target.dtype == values.dtype and target.dtype.itemsize == 2:
         target, values = target.view(np.uint16), values.view(np.uint16)  # bfloat16 copies five times slower than bits
-    for first in range(0, len(values), ROWS_AT_ONCE):
-        target[..., first : first + ROWS_AT_ONCE] = values[first : first + ROWS_AT_ONCE].T
+    target[...] = values

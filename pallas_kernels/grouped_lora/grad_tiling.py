@@ -11,10 +11,6 @@ ROWS = 64
 RANK_STEP = 16
 """The tensor core contracts over ranks in multiples of this; smaller ones are padded with zeros."""
 
-LARGEST_PROVEN_RANK = 32
-"""Rank 64 came out wrong on an H200, for which the unfenced exchange between blocks is suspected. The fence is there
-since; until larger ranks are seen to be right, they are refused."""
-
 SHARED_BYTES = 227 * 1024
 BARRIER_BYTES = 1024
 """Set aside for barriers and the alignment of buffers."""
@@ -70,22 +66,28 @@ INTERPRETED = GradTiling(tokens=64, workers=1, slots=2, staged=1, shares=2)
 """The interpreter runs the warpgroups of a cluster as threads, all at once; machines with two cores have two."""
 
 
-def grad_tiling(tokens: int, modules: int, rank: int, *, proven_only: bool = True) -> GradTiling:
+def takes(tokens: int, modules: int, rank: int) -> bool:
+    """Whether there is a tiling for so many modules of this rank."""
+    return _fitting(tokens, modules, rank) is not None
+
+
+def grad_tiling(tokens: int, modules: int, rank: int) -> GradTiling:
     """The first preferred tiling that divides the tokens and fits into shared memory.
 
     Raises:
-        ValueError: none fits, or the rank is not proven.
+        ValueError: none fits.
     """
-    if proven_only and rank > LARGEST_PROVEN_RANK:
+    tiling = _fitting(tokens, modules, rank)
+    if tiling is None:
         raise ValueError(
-            f"grouped_lora_grad: the Mosaic GPU kernel is proven up to rank {LARGEST_PROVEN_RANK}, not {rank};"
-            f" take implementation='reference'"
+            f"grouped_lora_grad: {modules} modules of rank {rank} do not fit into {SHARED_BYTES} bytes of shared memory"
+            f"; take the modules one by one, or implementation='reference'"
         )
+    return tiling
+
+
+def _fitting(tokens: int, modules: int, rank: int) -> GradTiling | None:
     large = PREFERRED if tokens >= 1024 and tokens % 128 == 0 else ()
-    for tiling in (*large, *PREFERRED_FEW_TOKENS):
-        if tiling.shared_bytes(modules, rank) <= SHARED_BYTES:
-            return tiling
-    raise ValueError(
-        f"grouped_lora_grad: {modules} modules of rank {rank} do not fit into {SHARED_BYTES} bytes of shared memory;"
-        f" take the modules one by one, or implementation='reference'"
-    )
+    padded = -(-rank // RANK_STEP) * RANK_STEP
+    fitting = (each for each in (*large, *PREFERRED_FEW_TOKENS) if each.shared_bytes(modules, padded) <= SHARED_BYTES)
+    return next(fitting, None)

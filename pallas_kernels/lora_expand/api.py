@@ -55,8 +55,10 @@ def lora_expand(y, low, b, layer, indices, owner, scale, *, widths, plan=None, i
         columns   0-7 | 8-15  16-23 | 24-31
 
     Args:
-        y: [slots, out], the frozen product. Updated in place where it is not used again.
-        low: [slots, modules * R] float32, x A of every module. May be anything where it is not a slot's own.
+        y: [slots, out], the frozen product. Updated in place where it is not used again. With no ``low``, [slots, out +
+            modules * R]: low lies behind the product, as when A lies behind the frozen weights.
+        low: [slots, modules * R], float32 or y's dtype, x A of every module. May be anything where it is not a slot's
+            own. None where it lies behind y.
         b: [layers, R, out], of all adapters and layers; finite throughout, in free units too.
         layer: int32 scalar, may be traced.
         indices: [slots] int32, adapter of each slot; 0 for none.
@@ -66,18 +68,20 @@ def lora_expand(y, low, b, layer, indices, owner, scale, *, widths, plan=None, i
         plan: from ``plan_lora_expand``; None computes it here.
 
     Returns:
-        y with the contributions. The scaled low is rounded to the dtype of y; sums are in float32 and rounded once.
-        Slots without an adapter keep their bits.
+        y with the contributions; what lies behind them stays as it was. The scaled low is rounded to the dtype of y;
+        sums are in float32 and rounded once. Slots without an adapter keep their bits.
 
     Raises:
         ValueError: shapes that do not fit together, an unknown implementation, or shapes and dtypes that it does not
             take (the kernel: y and b of one 16-bit dtype, widths that are multiples of 64, R up to 1024).
     """
-    slots, out = y.shape
-    rank = owner.shape[0] * RANK_UNIT
-    if sum(widths) != out:
-        raise ValueError(f"lora_expand: widths {tuple(widths)} add up to {sum(widths)}; y has {out} columns")
-    _check(low, (slots, len(widths) * rank), "low")
+    slots, out, rank = y.shape[0], sum(widths), owner.shape[0] * RANK_UNIT
+    if low is None:
+        _check(y, (slots, out + len(widths) * rank), "y with low behind it")
+    elif y.shape[1] != out:
+        raise ValueError(f"lora_expand: widths {tuple(widths)} add up to {out}; y has {y.shape[1]} columns")
+    else:
+        _check(low, (slots, len(widths) * rank), "low")
     _check(b, (b.shape[0], rank, out), "b")
     _check(indices, (slots,), "indices")
     run = choose("lora_expand", IMPLEMENTATIONS, implementation)

@@ -24,6 +24,7 @@ class Shape:
     Attributes:
         slots, rank, widths: see ``api.lora_expand``.
         interpreted: runs in the interpreter.
+        low_after: columns before low in the array that holds it: those of y where low lies behind it.
     """
 
     slots: int
@@ -31,6 +32,7 @@ class Shape:
     widths: tuple[int, ...]
     tiling: Tiling
     interpreted: bool
+    low_after: int = 0
 
     @property
     def tiles(self) -> int:

@@ -38,13 +38,16 @@ def lora_expand(
     """See ``api.lora_expand``."""
     _check(y, low, b, widths)
     tiling = tiling or tiling_for(y.shape[0], b.shape[1], widths)
-    shape = Shape(y.shape[0], b.shape[1], widths, tiling, interpret is not None)
+    low_after = 0 if low is not None else sum(widths)
+    shape = Shape(y.shape[0], b.shape[1], widths, tiling, interpret is not None, low_after)
     layer = jnp.reshape(jnp.asarray(layer, jnp.int32), 1)
-    y, *arrays = mosaic.whole(y, low, b, layer, *(plan or plan_slots(indices, owner, scale)))
+    lows = () if low is None else (low,)
+    y, *arrays = mosaic.whole(y, *lows, b, layer, *(plan or plan_slots(indices, owner, scale)))
     updated = jax.new_ref(y)
 
     def block(*refs, **shared):
-        inputs, shared = Inputs(*refs), Shared(**shared)
+        y, *others = refs
+        inputs, shared = Inputs(y, *([y] if low is None else []), *others), Shared(**shared)
         warpgroup = lax.axis_index("warpgroup")
         pl.when(warpgroup == LOADER)(lambda: _load(shape, inputs, shared))
         pl.when(warpgroup == COMPUTER)(lambda: _compute(shape, inputs, shared))
@@ -56,7 +59,7 @@ def lora_expand(
         grid_names=("block",),
         num_threads=2,
         thread_name="warpgroup",
-        scratch_types=shared_memory(shape, y.dtype),
+        scratch_types=shared_memory(shape, y.dtype, y.dtype if low is None else low.dtype),
         interpret=interpret,
         kernel_name="lora_expand",
     )(updated, *arrays)
@@ -68,8 +71,8 @@ def _check(y, low, b, widths):
         raise ValueError(f"lora_expand: y is {y.dtype}; the kernel takes bfloat16 and float16")
     if b.dtype != y.dtype:
         raise ValueError(f"lora_expand: b is {b.dtype}, y is {y.dtype}; the kernel takes one dtype for both")
-    if low.dtype != jnp.float32:
-        raise ValueError(f"lora_expand: low is {low.dtype}; the kernel takes float32")
+    if low is not None and low.dtype not in (jnp.float32, y.dtype):
+        raise ValueError(f"lora_expand: low is {low.dtype}, y is {y.dtype}; the kernel takes y's dtype or float32")
     if any(width % PART for width in widths):
         raise ValueError(f"lora_expand: widths {widths} are not all multiples of {PART}, as the kernel needs")
     if b.shape[1] > MAX_RANK:
@@ -127,7 +130,8 @@ def _load_y(shape, inputs, shared, item, stage):
 
 
 def _load_low(shape, inputs, shared, item, piece, place):
-    columns = pl.ds(shape.module(item.column) * shape.rank + piece * shape.piece, shape.piece)
+    first = shape.low_after + shape.module(item.column) * shape.rank
+    columns = pl.ds(first + piece * shape.piece, shape.piece)
 
     def copy(slots, rows):
         loaded = shared.low_loaded.at[place]
@@ -169,7 +173,7 @@ def _expanded(shape, shared, item, adapter, scale):
     def add_piece(i, total):
         piece, place = item.first + i, lax.rem(item.pieces + i, shape.tiling.ring)
         plgpu.barrier_wait(shared.low_loaded.at[place])
-        low = plgpu.load(shared.low.at[place], layout=mosaic.WGMMA)
+        low = plgpu.load(shared.low.at[place], layout=mosaic.WGMMA).astype(jnp.float32)
         plgpu.commit_smem()
         plgpu.barrier_arrive(shared.low_read.at[place])
         owner = plgpu.load(shared.owner.at[piece], layout=mosaic.PER_COLUMN)

@@ -12,7 +12,8 @@ from pallas_kernels.lora_expand.tiling import PART
 
 @dataclass(frozen=True)
 class Inputs:
-    """Arrays in global memory: of ``api.lora_expand``, y being written too, and of ``plan.Plan``."""
+    """Arrays in global memory: of ``api.lora_expand``, y being written too, and of ``plan.Plan``. ``low`` is y itself
+    where it lies behind y: nobody writes those columns."""
 
     y: jax.Ref
     low: jax.Ref
@@ -42,7 +43,7 @@ class Shared:
     low_read: jax.Ref
 
 
-def shared_memory(shape, dtype):
+def shared_memory(shape, dtype, low_dtype):
     """What the fields of ``Shared`` are made of."""
     stages, ring = shape.tiling.stages, shape.tiling.ring
     barriers = lambda number, arrivals=1: plgpu.Barrier(num_arrivals=arrivals, num_barriers=number)
@@ -53,7 +54,7 @@ def shared_memory(shape, dtype):
         "y": _rows((stages, shape.parts, TILE, PART), dtype),
         "slots": plgpu.SMEM((stages, TILE), jnp.int32),
         "scale": plgpu.SMEM((stages, TILE), jnp.float32),
-        "low": _rows((ring, TILE, shape.piece), jnp.float32),
+        "low": _rows((ring, TILE, shape.piece), low_dtype),
         "b_loaded": barriers(1, shape.pieces + 1),
         "b_read": barriers(1),
         "y_loaded": barriers(stages, shape.parts + 2),

@@ -7,17 +7,20 @@ import jax.numpy as jnp
 
 def lora_expand(y, low, b, layer, indices, owner, scale, *, widths):
     """See ``api.lora_expand``."""
-    rank = b.shape[1]
+    rank, out = b.shape[1], sum(widths)
+    if low is None:
+        low = y[:, out:]
     has_adapter = (indices > 0)[:, None]
     own = (jnp.repeat(owner, rank // owner.shape[0]) == indices[:, None]) & has_adapter
-    scaled = jnp.where(jnp.tile(own, len(widths)), low * scale[indices][:, None], 0.0).astype(y.dtype)
+    scaled = low.astype(jnp.float32) * scale[indices][:, None]
+    scaled = jnp.where(jnp.tile(own, len(widths)), scaled, 0.0).astype(y.dtype)
     ends = list(itertools.accumulate(widths))
     parts = [
         _product(scaled[:, module * rank : (module + 1) * rank], b[layer, :, end - width : end])
         for module, (width, end) in enumerate(zip(widths, ends, strict=True))
     ]
-    total = y.astype(jnp.float32) + jnp.concatenate(parts, axis=1)
-    return jnp.where(has_adapter, total.astype(y.dtype), y)
+    total = y[:, :out].astype(jnp.float32) + jnp.concatenate(parts, axis=1)
+    return jnp.concatenate([jnp.where(has_adapter, total.astype(y.dtype), y[:, :out]), y[:, out:]], axis=1)
 
 
 def _product(low, b):

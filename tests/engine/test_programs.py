@@ -102,13 +102,14 @@ def test_publishing_does_not_depend_on_how_a_job_is_trained():
 
 
 def test_weights_are_cut_by_name():
-    """Column-parallel products by their last axis, row-parallel ones by their input, everything else whole."""
+    """Matrices are [out, in]: column-parallel products by their output, row-parallel ones by their input, everything
+    else whole."""
     _, shapes = abstract_decoder(QWEN, jnp.float32, tp=2)
     leaves = jax.tree_util.tree_leaves_with_path(weight_specs(shapes), is_leaf=lambda x: isinstance(x, P))
     assert {dotted(path).split(".")[-1]: spec for path, spec in leaves} == {
         **dict(embed=P(), norm=P(), input_norm=P(), post_norm=P()),
-        **dict(qkv=P(None, None, "tp"), qkv_bias=P(None, "tp"), gate_up=P(None, None, "tp")),
-        **dict(o=P(None, "tp", None), down=P(None, "tp", None)),
+        **dict(qkv=P(None, "tp", None), qkv_bias=P(None, "tp"), gate_up=P(None, "tp", None)),
+        **dict(o=P(None, None, "tp"), down=P(None, None, "tp")),
     }
 
 

@@ -27,9 +27,9 @@ def test_every_misfit_is_listed_at_once():
     _, shapes = abstract_decoder(LLAMA, jnp.float32)
     tree = {name: np.zeros(shape) for name, shape in tree_shapes(LLAMA).items()}
     del tree["norm"]
-    tree["layers.o"] = np.zeros((2, 48, 32))
+    tree["layers.o"] = np.zeros((2, 32, 48))
     tree["layers.rotary"] = np.zeros(4)
-    faults = "layers.o has shape (2, 48, 32), expected (2, 32, 48); missing norm; unexpected layers.rotary"
+    faults = "layers.o has shape (2, 32, 48), expected (2, 48, 32); missing norm; unexpected layers.rotary"
     with pytest.raises(ValueError, match=re.escape(faults)):
         place_weights(shapes, tree, lambda name, array: array)
 

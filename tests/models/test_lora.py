@@ -119,10 +119,11 @@ def test_the_trained_adapter_rounds_as_the_served_one():
     trained = TrainedAdapter({"up_proj": a}, {"up_proj": b}, jnp.float32(0.7), "reference")("gate_up", x, y, widths)
     other = random.standard_normal((64, 8))
     served_a = np.concatenate([other, np.zeros((64, 8)), other, a], axis=1)  # two modules of two units each
+    y = jnp.concatenate([y, x @ jnp.bfloat16(served_a)], axis=1)  # as the product with A behind the frozen matrix does
     served_b = random.standard_normal((2, 16, 96))
     served_b[1, 8:] = np.concatenate([np.zeros((8, 48)), b], axis=1)
     served = ResidentAdapters(
-        *({"gate_up": jnp.bfloat16(served_a)}, {"gate_up": jnp.bfloat16(served_b)}, jnp.int32(1)),
+        *({"gate_up": jnp.bfloat16(served_b)}, jnp.int32(1)),
         *(jnp.ones(20, jnp.int32), jnp.int32([2, 1]), jnp.float32([0, 0.7, 3.0]), "reference"),
     )("gate_up", x, y, widths)
     for one, two in zip(trained, served, strict=True):

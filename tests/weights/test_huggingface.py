@@ -31,7 +31,7 @@ def test_arrays_of_a_real_file_stand_in_their_place():
     tree, file = load(GOLDENS / "llama"), load_file(GOLDENS / "llama" / "model.safetensors")
     attention = "model.layers.1.self_attn"
     qkv = np.concatenate([file[f"{attention}.{name}_proj.weight"] for name in "qkv"])
-    np.testing.assert_array_equal(tree["layers.qkv"][1], qkv.T)
+    np.testing.assert_array_equal(tree["layers.qkv"][1], qkv)
     np.testing.assert_array_equal(tree["layers.post_norm"][0], file["model.layers.0.post_attention_layernorm.weight"])
     np.testing.assert_array_equal(tree["head"], file["lm_head.weight"])
     assert sum(array.size for array in tree.values()) == sum(array.size for array in file.values())

@@ -50,12 +50,12 @@ def logits(config: ModelConfig, tree: dict[str, np.ndarray], tokens: np.ndarray)
     x, eps = tree["embed"][tokens], config.rms_norm_eps
     for layer in range(config.num_layers):
         of = {name.removeprefix("layers."): array[layer] for name, array in tree.items() if name.startswith("layers.")}
-        fused = rms_norm(x, of["input_norm"], eps) @ of["qkv"] + of.get("qkv_bias", 0)
+        fused = rms_norm(x, of["input_norm"], eps) @ of["qkv"].T + of.get("qkv_bias", 0)
         heads = fused.reshape(len(x), -1, config.head_dim)
         q, k, v = np.split(heads, [config.num_heads, config.num_heads + config.num_kv_heads], axis=1)
-        x = x + attended(rotated(q, config), rotated(k, config), v) @ of["o"]
-        gate, up = np.split(rms_norm(x, of["post_norm"], eps) @ of["gate_up"], 2, axis=1)
-        x = x + (gate / (1 + np.exp(-gate)) * up) @ of["down"]
+        x = x + attended(rotated(q, config), rotated(k, config), v) @ of["o"].T
+        gate, up = np.split(rms_norm(x, of["post_norm"], eps) @ of["gate_up"].T, 2, axis=1)
+        x = x + (gate / (1 + np.exp(-gate)) * up) @ of["down"].T
     x = rms_norm(x, tree["norm"], eps)
     return x @ (tree["embed"] if config.tie_word_embeddings else tree["head"]).T
 

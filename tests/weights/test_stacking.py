@@ -1,4 +1,4 @@
-"""The canonical tree: fused columns in the order shards want them, and back."""
+"""The canonical tree: fused rows in the order shards want them, and back."""
 
 import ml_dtypes
 import numpy as np
@@ -37,19 +37,19 @@ def by_name(parts: dict, name: str, layer: int) -> np.ndarray:
 
 @pytest.mark.parametrize("tp", [1, 2, 4])
 def test_every_shard_gets_its_own_heads(tp):
-    """Equal cuts of the fused kernels are the fused kernels of a model with the shard's heads."""
+    """Equal cuts of the fused matrices are the fused matrices of a model with the shard's heads."""
     parts = random_parts()
     tree = filled(parts, np.float32, tp).tree
     assert {name: array.shape for name, array in tree.items()} == tree_shapes(CONFIG)
     for shard in range(tp):
         rows = lambda name, shard=shard: np.split(by_name(parts, name, 2), tp)[shard]
-        qkv = np.split(tree["layers.qkv"][2], tp, axis=1)[shard]
-        np.testing.assert_array_equal(qkv, np.concatenate([rows(f"{n}_proj") for n in "qkv"]).T)
+        qkv = np.split(tree["layers.qkv"][2], tp)[shard]
+        np.testing.assert_array_equal(qkv, np.concatenate([rows(f"{n}_proj") for n in "qkv"]))
         bias = np.split(tree["layers.qkv_bias"][2], tp)[shard]
         np.testing.assert_array_equal(bias, np.concatenate([rows(f"{n}_proj.bias") for n in "qkv"]))
-        gate_up = np.split(tree["layers.gate_up"][2], tp, axis=1)[shard]
-        np.testing.assert_array_equal(gate_up, np.concatenate([rows("gate_proj"), rows("up_proj")]).T)
-    np.testing.assert_array_equal(tree["layers.down"][1], by_name(parts, "down_proj", 1).T)
+        gate_up = np.split(tree["layers.gate_up"][2], tp)[shard]
+        np.testing.assert_array_equal(gate_up, np.concatenate([rows("gate_proj"), rows("up_proj")]))
+    np.testing.assert_array_equal(tree["layers.down"][1], by_name(parts, "down_proj", 1))
     np.testing.assert_array_equal(tree["embed"], by_name(parts, "embed", None))
     np.testing.assert_array_equal(tree["head"], by_name(parts, "head", None))
 
@@ -67,7 +67,7 @@ def test_what_was_put_is_taken_back(tp, dtype):
 
 def test_conversion_rounds_to_nearest():
     weights = filled(random_parts(), ml_dtypes.bfloat16, 1)
-    expected = by_name(random_parts(), "o_proj", 0).astype(ml_dtypes.bfloat16).T
+    expected = by_name(random_parts(), "o_proj", 0).astype(ml_dtypes.bfloat16)
     np.testing.assert_array_equal(weights.tree["layers.o"][0], expected)
 
 

@@ -68,6 +68,21 @@ def test_kernel_equals_one_product_per_slot(case, implementation, no_races):
 
 
 @pytest.mark.parametrize(
+    "implementation", ["reference", "mosaic_gpu_interpreted", pytest.param("mosaic_gpu", marks=pytest.mark.gpu)]
+)
+@pytest.mark.parametrize("case", TILED, ids=lambda case: case.name)
+def test_low_may_lie_behind_y(case, implementation, no_races):
+    """As the product with A behind the frozen weights leaves it: in y's dtype, and not to be touched."""
+    arguments = case.make(seed=6)
+    low = arguments["low"].astype(arguments["y"].dtype)
+    joined = np.concatenate([arguments["y"], low], axis=1)
+    result = np.asarray(run(arguments | {"y": joined, "low": None}, implementation))
+    out = sum(case.widths)
+    assert_right(result[:, :out], arguments | {"low": low})
+    assert result[:, out:].tobytes() == low.tobytes()
+
+
+@pytest.mark.parametrize(
     "interpret", [pytest.param(INTERPRETER, id="interpreted"), pytest.param(None, marks=pytest.mark.gpu, id="gpu")]
 )
 @pytest.mark.parametrize("name", ["an odd row before tiles", "more pieces than are in flight"])
@@ -175,6 +190,7 @@ def test_behind_products_in_a_scan(slots, implementation, no_races):
         ),
         ({"indices": np.zeros(3, np.int32)}, r"indices has shape \(3,\); the other arguments need \(4,\)"),
         ({"widths": (16, 8)}, r"widths \(16, 8\) add up to 24; y has 32 columns"),
+        ({"low": None}, r"y with low behind it has shape \(4, 32\); the other arguments need \(4, 104\)"),
         ({"implementation": "fast"}, "lora_expand: no implementation 'fast'; it has mosaic_gpu"),
         ({"implementation": "mosaic_gpu"}, "y is float32; the kernel takes bfloat16 and float16"),
     ],
@@ -189,7 +205,7 @@ def test_arguments_that_do_not_fit_are_refused(change, message):
     [
         ({"b": jnp.zeros((2, 8, 64), jnp.float16)}, "b is float16, y is bfloat16"),
         ({"widths": (32, 32)}, r"widths \(32, 32\) are not all multiples of 64"),
-        ({"low": jnp.zeros((1, 8), jnp.bfloat16)}, "low is bfloat16; the kernel takes float32"),
+        ({"low": jnp.zeros((1, 8), jnp.float16)}, "low is float16, y is bfloat16; the kernel takes y's dtype or fl"),
     ],
 )
 def test_what_the_kernel_does_not_take_is_refused(change, message):
