@@ -89,13 +89,17 @@ def _scratch(tiling, modules, rank, dtype, interpreted):
     piece of a or one of b, in the same place; the race detector would take the places of all slots for one."""
     own, tokens, ranks = (tiling.workers, tiling.slots), tiling.tokens, modules * rank
     a_or_b = tuple(plgpu.SMEM((*own, *shape), dtype) for shape in ((COLUMNS, ranks), (ranks, COLUMNS)))
+    by_module = (plgpu.TilingTransform((8, RANK_STEP)), plgpu.SwizzleTransform(4 * RANK_STEP))
     cluster = plgpu.ClusterBarrier(collective_axes=("share",), num_arrivals=tiling.workers)
     return (
         plgpu.SMEM((*own, tokens, COLUMNS), dtype),
         a_or_b if interpreted else plgpu.RefUnion(*a_or_b),
         plgpu.SMEM((ranks, tokens), dtype),
         plgpu.SMEM((tokens, ranks), dtype),
-        plgpu.SMEM((tiling.workers, tiling.sum_tiles, COLUMNS, ranks), jnp.float32),
+        # Modules are written one by one. Not told how to lay them out, Mosaic searches for minutes.
+        plgpu.SMEM(
+            (tiling.workers, tiling.sum_tiles, COLUMNS, ranks), jnp.float32, transforms=by_module if modules > 1 else ()
+        ),
         plgpu.SMEM((tiling.workers, tiling.staged, rank, COLUMNS), jnp.float32),
         plgpu.Barrier(num_arrivals=2, num_barriers=tiling.workers * tiling.slots),
         plgpu.Barrier(num_arrivals=tiling.workers),

@@ -15,6 +15,10 @@ ADD = {"reduction_op": "add"}
 turned = functools.partial(plgpu.layout_cast, new_layout=plgpu.Layout.WGMMA_TRANSPOSED)
 
 
+def zeros(*shape: int):
+    return plgpu.layout_cast(jnp.zeros(shape, jnp.float32), WGMMA)
+
+
 class Worker:
     """Warpgroup ``worker`` of one of the blocks that have the tokens ``rows``.
 
@@ -89,13 +93,13 @@ class Worker:
             refs, blocks = self.refs, self.meeting.warpgroups[1]
             first = self.meeting.block * self.tiling.workers + self.worker
             d_a, d_b = refs.tiles.at[self.worker, 0], refs.d_b_tiles.at[self.worker, 0]
-            d_a[...], d_b[...] = (jnp.zeros(zeros.shape, jnp.float32) for zeros in (d_a, d_b))
+            d_a[...], d_b.T[...] = zeros(*d_a.shape), turned(zeros(COLUMNS, self.rank))
             plgpu.commit_smem()
-            for zeros, whole, axis in ((d_a, refs.d_a_sum.at[0], 0), (d_b, refs.d_b_sum.at[0], 1)):
+            for tile, whole, axis in ((d_a, refs.d_a_sum.at[0], 0), (d_b, refs.d_b_sum.at[0], 1)):
 
-                def write(i, carry, zeros=zeros, whole=whole, axis=axis):
+                def write(i, carry, tile=tile, whole=whole, axis=axis):
                     columns = pl.ds(pl.multiple_of((first + i * blocks) * COLUMNS, COLUMNS), COLUMNS)
-                    plgpu.copy_smem_to_gmem(zeros, whole.at[(slice(None),) * axis + (columns,)])
+                    plgpu.copy_smem_to_gmem(tile, whole.at[(slice(None),) * axis + (columns,)])
                     return carry
 
                 pieces = lax.div(whole.shape[axis] // COLUMNS - first + (blocks - 1), blocks)
@@ -134,8 +138,8 @@ class Worker:
             plgpu.copy_smem_to_gmem(sums, refs.d_b_sum.at[self.target, :, self.columns(module, i)], **self.adds)
             return term
 
-        zeros = jnp.zeros((self.tiling.tokens, self.rank), jnp.float32)
-        return lax.fori_loop(self.starts[module], self.starts[module + 1], step, plgpu.layout_cast(zeros, WGMMA))
+        nothing = zeros(self.tiling.tokens, self.rank)
+        return lax.fori_loop(self.starts[module], self.starts[module + 1], step, nothing)
 
     def exchange(self, terms):
         """Add up the terms of d_h [tokens, ranks] over the blocks of the tile; scale, round and keep the sum."""
