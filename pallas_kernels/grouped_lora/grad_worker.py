@@ -38,17 +38,18 @@ class Worker:
         self.rows = pl.ds(self.tile * tiling.tokens, tiling.tokens)
         self.stride = tiling.shares * tiling.workers
         self.first = meeting.share * tiling.workers + self.worker
-        self.starts = [jnp.int32(0)]
+        self.starts, self.turns = [jnp.int32(0)], []
         for width in (*widths, refs.x.shape[1]):
             pieces = lax.div(width // COLUMNS - self.first + (self.stride - 1), self.stride)
             self.starts.append(self.starts[-1] + pieces)
+            self.turns.append(lax.rem(self.tile, lax.max(pieces, 1)) if tiling.rotates else 0)
 
     def columns(self, source: int, i):
         """Columns of piece i, which is one of source 0, 1, ... of d_y, or one of x."""
         first = sum(self.widths[:source]) if source < len(self.widths) else 0
-        turn = i - self.starts[source]
-        if self.tiling.rotates:
-            turn = lax.rem(turn + self.tile, self.starts[source + 1] - self.starts[source])
+        start, end = self.starts[source : source + 2]
+        turn = i - start + self.turns[source]
+        turn = lax.select(turn < end - start, turn, turn - (end - start))
         return pl.ds(pl.multiple_of(first + (self.first + turn * self.stride) * COLUMNS, COLUMNS), COLUMNS)
 
     def low(self, module: int):
