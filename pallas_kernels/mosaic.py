@@ -59,10 +59,14 @@ def product(accumulator, a, b, *, interpreted: bool):
     return pl.run_state(lambda sums: plgpu.wgmma(sums, a, b))(plgpu.ACC.init(accumulator))
 
 
+AT_ONCE = 96
+"""Values of unfinished products that a thread has room for beside what else it holds."""
+
+
 def products(terms, *, interpreted: bool):
-    """The ``product`` of each (accumulator, a, b), all of them under way at the same time."""
-    if interpreted:
-        return [product(*term, interpreted=True) for term in terms]
+    """The ``product`` of each (accumulator, a, b), under way at the same time if registers have room for all."""
+    if interpreted or sum(a.shape[0] * b.shape[1] for _, a, b in terms) >= 128 * AT_ONCE:
+        return [product(*term, interpreted=interpreted) for term in terms]
 
     def issue(sums):
         for into, (_, a, b) in zip(sums, terms, strict=True):
