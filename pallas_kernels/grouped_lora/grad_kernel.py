@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels.grouped_lora.grad_exchange import exchange
 from pallas_kernels.grouped_lora.grad_meeting import grid, meeting
 from pallas_kernels.grouped_lora.grad_tiling import COLUMNS, INTERPRETED, RANK_STEP, ROWS, GradTiling, grad_tiling
 from pallas_kernels.grouped_lora.grad_worker import Worker
@@ -61,7 +62,10 @@ def _run(operands, d_x_base, widths, tiling, in_order, interpret):
     x, _, a, b, *_ = operands
     tiles, adds_to_base = x.shape[0] // tiling.tokens, d_x_base is not None and not in_order
     sums = [jax.ShapeDtypeStruct((tiles if in_order else 1, *factor.shape), jnp.float32) for factor in (a, b)]
-    terms = jax.ShapeDtypeStruct((tiles, tiling.shares, tiling.tokens, a.shape[1]), jnp.float32)
+    left = (  # by the blocks of a tile for each other: their terms of d_h, and its rows
+        jax.ShapeDtypeStruct((tiles, tiling.shares, tiling.tokens, a.shape[1]), jnp.float32),
+        jax.ShapeDtypeStruct((tiles, tiling.tokens, a.shape[1]), x.dtype),
+    )
     kernel = functools.partial(
         plgpu.kernel,
         functools.partial(_body, widths, tiling, not in_order, adds_to_base, interpret is not None),
@@ -74,14 +78,14 @@ def _run(operands, d_x_base, widths, tiling, in_order, interpret):
     )
     if adds_to_base:
         d_x = jax.new_ref(d_x_base)
-        d_a, d_b, _ = kernel(out_type=(*sums, terms))(*operands, d_x)
+        d_a, d_b, *_ = kernel(out_type=(*sums, *left))(*operands, d_x)
         return d_a[0], d_b[0], jax.freeze(d_x)
-    d_x, d_a, d_b, _ = kernel(out_type=(jax.ShapeDtypeStruct(x.shape, x.dtype), *sums, terms))(*operands)
+    d_x, d_a, d_b, *_ = kernel(out_type=(jax.ShapeDtypeStruct(x.shape, x.dtype), *sums, *left))(*operands)
     return d_a.sum(0), d_b.sum(0), d_x if d_x_base is None else d_x_base + d_x
 
 
 SCRATCH = ("pieces", "factors", "low_turned", "d_h", "tiles", "d_b_tiles", "loaded", "met", "exchanged")
-NAMES = ("x", "d_y", "a", "b", "h", "scale", "d_x", "d_a_sum", "d_b_sum", "terms", *SCRATCH)
+NAMES = ("x", "d_y", "a", "b", "h", "scale", "d_x", "d_a_sum", "d_b_sum", "terms", "d_h_rows", *SCRATCH)
 
 
 def _scratch(tiling, modules, rank, dtype, interpreted):
@@ -118,6 +122,6 @@ def _body(widths, tiling, adding, adds_to_base, interpreted, *refs):
     worker.clear()
     worker.turn_h()
     terms = [worker.from_d_y(module) for module in range(len(widths))]
-    worker.exchange(terms)
+    exchange(worker, terms)
     worker.from_x()
     plgpu.wait_smem_to_gmem(0)

@@ -38,14 +38,14 @@ class Meeting:
     semaphores: Any
     barrier: Any
 
-    def of_tile(self):
-        """Until all warpgroups of the tile are here, and see what each wrote to memory."""
+    def of_tile(self, time: int):
+        """Until all warpgroups of the tile are here for the first, second, ... time, and see what each wrote."""
         if self.semaphores is None:
             plgpu.barrier_arrive(self.barrier)
             plgpu.barrier_wait(self.barrier)
         else:
             plgpu.semaphore_signal(self.semaphores.at[self.tile], memory_scope="gpu")
-            _wait(self.semaphores.at[self.tile], self.warpgroups[0])
+            _wait(self.semaphores.at[self.tile], time * self.warpgroups[0])
 
     def cleared(self):
         """Tell that this warpgroup, which has to wait for its copies before, has cleared what it had to."""

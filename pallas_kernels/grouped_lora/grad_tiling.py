@@ -33,6 +33,7 @@ class GradTiling:
         slots: pieces that one warpgroup holds or has in flight.
         staged: sums on their way to memory that one warpgroup holds.
         rotates: every tile begins at another piece, so that they do not all add to the same sums at a time.
+        shares_rows: every block adds up some rows of the cotangent of x a for all, and waits a second time.
     """
 
     tokens: int
@@ -41,6 +42,7 @@ class GradTiling:
     staged: int = 2
     shares: int = 8
     rotates: bool = True
+    shares_rows: bool = False
 
     def shared_bytes(self, modules: int, rank: int) -> int:
         """Shared memory of one block for ``modules`` modules of this (padded) rank."""
@@ -100,5 +102,11 @@ def _fitting(tokens: int, modules: int, rank: int) -> GradTiling | None:
     padded = -(-rank // RANK_STEP) * RANK_STEP
     for tiling in (*large, *PREFERRED_FEW_TOKENS):
         if tiling.shared_bytes(modules, padded) <= SHARED_BYTES and modules * padded <= MOST_RANKS:
-            return replace(tiling, shares=min(MOST_SHARES, max(1, MULTIPROCESSORS // (tokens // tiling.tokens))))
+            return replace(tiling, shares=_shares(tokens // tiling.tokens), shares_rows=modules > 1)
     return None
+
+
+def _shares(tiles: int) -> int:
+    """The power of two that lets all blocks run at once and leaves few multiprocessors without one."""
+    most = min(MOST_SHARES, max(1, MULTIPROCESSORS // tiles))
+    return 1 << (most.bit_length() - 1)

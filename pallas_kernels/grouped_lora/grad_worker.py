@@ -1,4 +1,4 @@
-"""What one warpgroup of the gradient kernel does: its pieces of d_y, the exchange with the others, its pieces of x."""
+"""What one warpgroup of the gradient kernel does with its pieces of d_y and of x."""
 
 import functools
 
@@ -141,33 +141,6 @@ class Worker:
 
         nothing = zeros(self.tiling.tokens, self.rank)
         return lax.fori_loop(self.starts[module], self.starts[module + 1], step, nothing)
-
-    def exchange(self, terms):
-        """Add up the terms of d_h [tokens, ranks] over the blocks of the tile; scale, round and keep the sum."""
-        refs = self.refs
-        for block in range(self.tiling.tokens // ROWS):
-            for module, term in enumerate(terms):
-                refs.tiles[self.worker, block, :, self.low(module)] = term[block * ROWS : (block + 1) * ROWS]
-        self.meet()
-        self.for_own_blocks(self._send)
-        self.meeting.of_tile()
-        self.for_own_blocks(self._receive)
-        self.meet()
-
-    def _send(self, block, own):
-        """The block's sum over its warpgroups, for all blocks of the tile to read. Written by the threads, not by the
-        copy engine: their own writes are what a semaphore makes sure that the others see."""
-        refs = self.refs
-        of = lambda worker: plgpu.load(refs.tiles.at[worker, block], layout=WGMMA)
-        refs.terms[self.tile, self.meeting.share, own] = sum(map(of, range(1, self.tiling.workers)), of(0))
-
-    def _receive(self, block, own):
-        refs = self.refs
-        of = lambda share: plgpu.load(refs.terms.at[self.tile, share, own], layout=WGMMA, optimized=False)
-        total = sum(map(of, range(1, self.tiling.shares)), of(0))
-        d_h = (total * refs.scale[0]).astype(refs.d_h.dtype)
-        refs.d_h[own] = d_h
-        refs.low_turned.at[:, own].T[...] = turned(d_h)
 
     def from_x(self):
         """All own pieces of x: the tile's share of d_a, and d_x in the place of x."""

@@ -91,12 +91,15 @@ def test_larger_cases_and_ranks_come_out_the_same_every_time(case, in_order):
         GradTiling(tokens=64, workers=2, slots=2, staged=1, shares=1),
         GradTiling(tokens=128, workers=1, slots=3, staged=2, shares=2),
         GradTiling(tokens=128, workers=2, slots=4, staged=2, shares=1, rotates=False),
+        GradTiling(tokens=64, workers=1, slots=2, staged=1, shares=2, shares_rows=True),
+        GradTiling(tokens=128, workers=2, slots=2, staged=1, shares=1, shares_rows=True),
     ],
     ids=str,
 )
 def test_every_tiling_gives_the_same(tiling, no_races):
-    """Two warpgroups each, whether of one block or of two; the last ones have more slots than pieces."""
-    arguments = {"h": None, "d_x_base": None, "widths": (256,)} | Case("", 128, 320, 256, 16).make(seed=3)
+    """Two warpgroups each, whether of one block or of two; some have more slots than pieces."""
+    widths = (128, 64, 64) if tiling.shares_rows else (256,)
+    arguments = {"h": None, "d_x_base": None} | Case("", 128, 320, 256, 16, widths=widths).make(seed=3)
     run = functools.partial(grad_kernel.grouped_lora_grad, widths=arguments.pop("widths"))
     got = jax.jit(functools.partial(run, tiling=tiling, interpret=INTERPRETER))(**arguments)
     assert_close(got, closed_form(**arguments), "bfloat16")
