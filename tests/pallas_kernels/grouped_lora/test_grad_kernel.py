@@ -100,8 +100,8 @@ def test_every_tiling_gives_the_same(tiling, no_races):
     """Two warpgroups each, whether of one block or of two; some have more slots than pieces."""
     widths = (128, 64, 64) if tiling.shares_rows else (256,)
     arguments = {"h": None, "d_x_base": None} | Case("", 128, 320, 256, 16, widths=widths).make(seed=3)
-    run = functools.partial(grad_kernel.grouped_lora_grad, widths=arguments.pop("widths"))
-    got = jax.jit(functools.partial(run, tiling=tiling, interpret=INTERPRETER))(**arguments)
+    run = functools.partial(grad_kernel.grouped_lora_grad, tiling=tiling, interpret=INTERPRETER)
+    got = jax.jit(run, static_argnames="widths")(**arguments)
     assert_close(got, closed_form(**arguments), "bfloat16")
 
 
