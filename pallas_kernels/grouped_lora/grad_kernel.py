@@ -121,6 +121,7 @@ def _body(widths, tiling, adding, adds_to_base, interpreted, *refs):
         worker.load(jnp.int32(i))
     worker.clear()
     worker.turn_h()
+    worker.tell_cleared()
     terms = [worker.from_d_y(module) for module in range(len(widths))]
     exchange(worker, terms)
     worker.from_x()

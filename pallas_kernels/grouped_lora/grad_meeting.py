@@ -47,8 +47,8 @@ class Meeting:
             plgpu.semaphore_signal(self.semaphores.at[self.tile], memory_scope="gpu")
             _wait(self.semaphores.at[self.tile], time * self.warpgroups[0])
 
-    def cleared(self):
-        """Tell that this warpgroup, which has to wait for its copies before, has cleared what it had to."""
+    def tell_cleared(self):
+        """This warpgroup's zeros are written."""
         plgpu.semaphore_signal(self.semaphores.at[self.semaphores.shape[0] - 1], memory_scope="gpu")
 
     def await_cleared(self):

@@ -85,13 +85,13 @@ class Worker:
         return self.refs.pieces.at[worker, slot], (worker, slot)
 
     def clear(self):
-        """In the first blocks: write zeros where all will add."""
+        """In the first blocks: begin to write zeros where all will add."""
         if not self.adding:
             return
 
         @pl.when(self.meeting.block < CLEARING)
         def _clear():
-            refs, blocks = self.refs, self.meeting.warpgroups[1]
+            refs, warpgroups = self.refs, self.meeting.warpgroups[1]
             first = self.meeting.block * self.tiling.workers + self.worker
             d_a, d_b = refs.tiles.at[self.worker, 0], refs.d_b_tiles.at[self.worker, 0]
             d_a[...], d_b.T[...] = zeros(*d_a.shape), turned(zeros(COLUMNS, self.rank))
@@ -99,14 +99,22 @@ class Worker:
             for tile, whole, axis in ((d_a, refs.d_a_sum.at[0], 0), (d_b, refs.d_b_sum.at[0], 1)):
 
                 def write(i, carry, tile=tile, whole=whole, axis=axis):
-                    columns = pl.ds(pl.multiple_of((first + i * blocks) * COLUMNS, COLUMNS), COLUMNS)
+                    columns = pl.ds(pl.multiple_of((first + i * warpgroups) * COLUMNS, COLUMNS), COLUMNS)
                     plgpu.copy_smem_to_gmem(tile, whole.at[(slice(None),) * axis + (columns,)])
                     return carry
 
-                pieces = lax.div(whole.shape[axis] // COLUMNS - first + (blocks - 1), blocks)
+                pieces = lax.div(whole.shape[axis] // COLUMNS - first + (warpgroups - 1), warpgroups)
                 lax.fori_loop(0, pieces, write, None)
+
+    def tell_cleared(self):
+        """In the first blocks: wait until the zeros are written, and tell the others."""
+        if not self.adding:
+            return
+
+        @pl.when(self.meeting.block < CLEARING)
+        def _tell():
             plgpu.wait_smem_to_gmem(0)
-            self.meeting.cleared()
+            self.meeting.tell_cleared()
 
     def turn_h(self):
         """Fetch the tile's h and lay it out with tokens along its rows."""

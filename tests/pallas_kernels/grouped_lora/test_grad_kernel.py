@@ -29,6 +29,7 @@ CASES = (
 LARGER = (
     Case("rank 64", 1024, 4096, 4096, 64, keeps_h=True),
     Case("rank 128, odd number of tiles", 192, 4096, 1024, 128),
+    Case("sixteen blocks a tile", 512, 4096, 6144, 16, widths=(4096, 1024, 1024), keeps_h=True),
     Case("all multiprocessors", 2048, 4096, 5120, 16, widths=(4096, 1024), keeps_h=True, has_base=True),
 )
 
@@ -108,7 +109,7 @@ def test_every_tiling_gives_the_same(tiling, no_races):
 class Alone(Meeting):
     """The interpreter has no semaphores to tell others with."""
 
-    def cleared(self):
+    def tell_cleared(self):
         pass
 
 
@@ -122,7 +123,9 @@ def test_the_first_blocks_clear_every_sum(blocks, no_races):
         block = jax.lax.axis_index("block")
         refs = SimpleNamespace(x=x, b=b, d_a_sum=d_a, d_b_sum=d_b, tiles=tiles, d_b_tiles=d_b_tiles)
         place = Alone(block, block, 0, (2, 2 * blocks), None, None)
-        Worker(refs, place, (320,), tiling, adding=True, adds_to_base=False, interpreted=True).clear()
+        worker = Worker(refs, place, (320,), tiling, adding=True, adds_to_base=False, interpreted=True)
+        worker.clear()
+        worker.tell_cleared()
 
     tiles = [plgpu.SMEM((2, 1, *tile), np.float32) for tile in ((64, 16), (16, 64))]
     options = dict(grid=(blocks,), grid_names=("block",), num_threads=2, thread_name="worker", interpret=INTERPRETER)
