@@ -59,11 +59,11 @@ class Worker:
     def slot(self, i):
         return self.worker, lax.rem(i, self.tiling.slots)
 
-    def load(self, i):
-        """Ask for piece i and the factors that belong to it, if there is such a piece."""
+    def load(self, i, earliest: int = 0):
+        """Ask for piece i, which is of no source before the earliest, and for its factors, if there is such a piece."""
         refs, at = self.refs, self.slot(i)
         loaded = refs.loaded.at[at[0] * self.tiling.slots + at[1]]
-        for source in range(len(self.widths) + 1):
+        for source in range(earliest, len(self.widths) + 1):
 
             @pl.when((i >= self.starts[source]) & (i < self.starts[source + 1]))
             def _copy(source=source):
@@ -138,7 +138,7 @@ class Worker:
             sums = refs.d_b_tiles.at[self.worker, lax.rem(i, staged)]
             both = (term, piece, self.b_piece(at).T), (None, piece.T, h_turned.T)
             term, d_b = products(both, interpreted=self.interpreted)
-            self.load(i + self.tiling.slots)
+            self.load(i + self.tiling.slots, module)
             plgpu.wait_smem_to_gmem(staged - 1, wait_read_only=True)
             sums.T[...] = turned(d_b)
             plgpu.commit_smem()
@@ -179,7 +179,7 @@ class Worker:
 
         @pl.when(i - start >= staged)
         def _refill():
-            self.load(i - staged + self.tiling.slots)
+            self.load(i - staged + self.tiling.slots, len(self.widths))
 
     def for_own_blocks(self, act):
         """Call ``act(block, rows)`` for the blocks of 64 rows of the tile that are this warpgroup's."""
