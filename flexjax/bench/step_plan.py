@@ -11,22 +11,28 @@ from flexjax.fields import ConfigError, check_range, check_types
 from flexjax.finetuning.job import TARGET_MODULES
 from flexjax.state import TAPE_NAMES
 
+SERVING = {"policy": "inference_only"}
+"""Without a job nothing keeps a tape, and programs that could need not be compiled."""
+
+DECODE = SERVING | {"max_model_len": 2048, "chunk_sizes": (4096,)}
+
 ENGINES: dict[str, dict[str, Any]] = {
-    "decode": {"max_model_len": 2048, "chunk_sizes": (4096,)},
-    "decode_lora8": {"max_model_len": 2048, "chunk_sizes": (4096,), "max_adapters": 8, "adapter_rank_capacity": 128},
-    "prefill": {"max_rows": 16, "row_sizes": (16,), "chunk_sizes": (4096,)},
-    "offline": {
+    "decode": DECODE,
+    "decode_lora8": DECODE | {"max_adapters": 8, "adapter_rank_capacity": 128},
+    "prefill": SERVING | {"max_rows": 16, "row_sizes": (16,), "chunk_sizes": (4096,)},
+    "offline": SERVING
+    | {
         "max_rows": 256,
         "row_sizes": (64, 256),
-        "chunk_sizes": (512, 2048),
+        "chunk_sizes": (768, 1792),  # with 256 rows 1,024 and 2,048 slots: whole tiles of products
         "max_model_len": 8192,
         "pages": 5500,
     },
     "startup": {"max_rows": 256, "row_sizes": (64, 256), "chunk_sizes": (512, 2048), "max_model_len": 8192},
     "finetune": {"max_rows": 8, "row_sizes": (8,), "max_adapters": 1, "adapter_rank_capacity": 16},
-    "finetune_all": {"tape": ("x", "q", "gate", "up")},
-    "finetune_all_lean90": {"tape": ("x", "q", "gate")},
-    "finetune_all_lean80": {"tape": ("x", "q")},
+    "finetune_all": {"tape": ("x", "q", "mid", "gate")},
+    "finetune_all_lean90": {"tape": ("x", "gate")},
+    "finetune_all_lean80": {"tape": ("x",)},
     "finetune_down": {"tape": TAPE_NAMES},
 }
 """Fields of `EngineConfig` by the kind or the name of a case, the case's own last; what they leave open follows from

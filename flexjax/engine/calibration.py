@@ -16,14 +16,13 @@ from flexjax.step_batch import backward_fields, forward_fields, host_batch, loss
 
 
 def calibrate_forward(runner: Runner, latency: LatencyModel, layouts: Iterable[SlotLayout]) -> None:
-    """Time every layout with little context, with much in its rows, and with much in its tiles; best of a few, after
-    one that is not counted."""
+    """Time every layout with little context, with much in its rows, and with much in its tiles."""
     much = max(1, runner.programs.dims.context // 2)
     for layout in layouts:
         for rows, tiles in [(1, 1), (much, 1)] + [(1, much)] * (layout.chunk > 0):
             packed, context = filled(runner.programs.dims, layout, rows, tiles)
             call = functools.partial(runner.forward, layout, packed, idle_sampling(layout))
-            seconds = best_of(lambda call=call: call().tokens)
+            seconds = seconds_of(lambda call=call: call().tokens)
             latency.calibrate(("forward", layout), seconds, layout.rows * rows + context, context)
 
 
@@ -57,25 +56,25 @@ def calibrate_job(runner: Runner, latency: LatencyModel, name: str) -> None:
     """
     dims, job = runner.programs.dims, runner.jobs[name]
     packed, _ = host_batch(loss_fields(dims))
-    latency.calibrate(("loss", dims.window), best_of(lambda: runner.loss(job, packed), 1))
+    latency.calibrate(("loss", dims.window), seconds_of(lambda: runner.loss(job, packed), 1))
     for start in sorted({0, dims.microbatch - dims.window}):
         packed, batch = host_batch(backward_fields(dims))
         first, tiles = start // PAGE_TOKENS, dims.window // PAGE_TOKENS
         batch.start[...] = start
         batch.block_start[:] = 0
         batch.tile_position[:] = start + PAGE_TOKENS * np.arange(tiles)
-        seconds = best_of(lambda packed=packed: runner.backward(job, 0, packed), 1)
+        seconds = seconds_of(lambda packed=packed: runner.backward(job, 0, packed), 1)
         context = PAGE_TOKENS * sum(range(first + 1, first + tiles + 1))
         latency.calibrate(("backward", dims.window), seconds, context)
     job.gradients = None
     job.gradients = runner.programs.zeros(gradient_shapes(dims, job.shape.rank, job.shape.modules), "gradients")
 
 
-def best_of(call: Callable, repeats: int = 3) -> float:
-    """Least seconds of a call, after one that is not counted."""
-    times = []
-    for _ in range(repeats + 1):
-        started = time.perf_counter()
-        np.asarray(call())
-        times.append(time.perf_counter() - started)
-    return min(times[1:])
+def seconds_of(call: Callable, repeats: int = 3) -> float:
+    """Seconds of a call after one that is not counted: several one behind the other, as when the engine serves, whose
+    host prepares a step while the device computes the one before."""
+    np.asarray(call())
+    started = time.perf_counter()
+    results = [call() for _ in range(repeats)]
+    np.asarray(results[-1])
+    return (time.perf_counter() - started) / repeats

@@ -7,6 +7,7 @@ from flexjax.finetuning.data_order import DataOrder
 from flexjax.finetuning.dataset import Dataset, Example
 from flexjax.finetuning.job import FinetuneJob
 from flexjax.finetuning.packing import PackedMicrobatch, check_lengths, pack_group
+from flexjax.layout import PAGE_TOKENS, tiles_for
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class DataCursor:
         for dataset in filter(None, (train, validation)):
             check_lengths(dataset, capacity)
         self.order = DataOrder(
-            [len(example.input_ids) for example in train.examples],
+            [tiles_for(example.computed_tokens) * PAGE_TOKENS for example in train.examples],
             seed=job.seed,
             epochs=job.epochs,
             batch_size=job.batch_size,

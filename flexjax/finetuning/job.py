@@ -28,7 +28,8 @@ class FinetuneJob:
         init_adapter: PEFT directory or name of a loaded adapter to start from; None starts a fresh one.
         learning_rate: peak; ``schedule`` falls from it to zero over the job's steps after ``warmup_steps``.
         max_steps: exact number of optimizer steps, over as many epochs as it takes; None runs ``epochs``.
-        batch_tokens: an optimizer step takes sequences up to this many tokens; None takes ``batch_size`` sequences.
+        batch_tokens: an optimizer step takes sequences up to this many slots, each in whole tiles of 64 as it is
+            computed, so that steps of full microbatches come out full; None takes ``batch_size`` sequences.
         max_length: longer rows are cut off there; None takes the largest that a microbatch holds.
         max_grad_norm: global norm to clip to; None does not clip.
         train_on: "assistant" trains assistant messages and completions, "all" every token. The ``loss_mask`` of a

@@ -61,6 +61,16 @@ class DecoderLayer(nnx.Module):
     def mlp_input_stage(self, mid: jax.Array, adapter, only: str | None = None) -> tuple[jax.Array, jax.Array]:
         """mid [T, d] -> gate and up, each [T, ff] (local columns). With ``only`` "gate" or "up", at half the cost, that
         one; the other is not to be used."""
+        gate, up = adapter("gate_up", *self._gate_up(mid, only))
+        return gate, up
+
+    def mlp_input_whole(self, mid: jax.Array, adapter) -> jax.Array:
+        """As `mlp_input_stage`, the array that an adapter of `ResidentAdapters` left whole: gate and up side by side in
+        its leading columns."""
+        return adapter.whole("gate_up", *self._gate_up(mid, None))
+
+    def _gate_up(self, mid: jax.Array, only: str | None) -> tuple[jax.Array, jax.Array, tuple[int, int]]:
+        """The input of gate and up, both without an adapter, and their widths."""
         h = self._replicated(rms_norm(mid, self.post_norm[...], self.config.rms_norm_eps))
         width = self.config.intermediate_size // self.tp
         if only is None:
@@ -70,8 +80,7 @@ class DecoderLayer(nnx.Module):
             nothing = jnp.zeros((len(h), width), h.dtype)
             parts = [product(h, half) if name == only else nothing for name, half in halves.items()]
             fused = jnp.concatenate(parts, axis=-1)
-        gate, up = adapter("gate_up", h, fused, (width, width))
-        return gate, up
+        return h, fused, (width, width)
 
     def mlp_output_stage(self, mid: jax.Array, gate: jax.Array, up: jax.Array, adapter) -> jax.Array:
         """mid [T, d], gate and up [T, ff] -> the layer's output, [T, d]."""

@@ -118,14 +118,17 @@ class ResidentAdapters:
     a: dict[str, jax.Array] | None = None
 
     def __call__(self, product: str, x: jax.Array, y: jax.Array, widths: tuple[int, ...]) -> list[jax.Array]:
-        low = None if self.dropout is None else self.low(product, x)
-        y = lora_expand(
-            *(y, low, self.b[product], self.layer, self.indices, self.owner, self.scale),
+        return modules_of(self.whole(product, x, y, widths)[:, : sum(widths)], widths)
+
+    def whole(self, product: str, x: jax.Array, y: jax.Array, widths: tuple[int, ...]) -> jax.Array:
+        """y in place, the modules side by side; what lies behind them, [T, modules * R] or nothing, is for no one."""
+        return lora_expand(
+            *(y, None if self.dropout is None else self.low(product, x)),
+            *(self.b[product], self.layer, self.indices, self.owner, self.scale),
             widths=widths,
             plan=self.plan,
             implementation=self.implementation,
         )
-        return modules_of(y[:, : sum(widths)], widths)
 
     def low(self, product: str, x: jax.Array) -> jax.Array:
         """x A of every module, side by side, [T, modules * R]; dropout differs from module to module."""

@@ -15,7 +15,7 @@ from flax import nnx
 from flexjax.layout import PAGE_TOKENS, SlotLayout
 from flexjax.models.build import dotted
 from flexjax.models.decoder import Decoder, DecoderLayer
-from flexjax.models.lora import PRODUCTS, Dropout, ResidentAdapters, no_adapter
+from flexjax.models.lora import PRODUCTS, Dropout, ResidentAdapters, modules_of, no_adapter
 from flexjax.models.matrices import rows_behind
 from flexjax.request import MAX_LOGPROBS
 from flexjax.state import LSE, AdapterStack, Dimensions, RowState
@@ -129,14 +129,15 @@ def layer_forward(layer: DecoderLayer, dims, layout, kernels, adapter, pool, x, 
     if layout.tape:  # a write that could come before or after attention's reads would make XLA copy the pool
         pool, attention, lse = jax.lax.optimization_barrier((pool, attention, lse))
     mid = layer.output_stage(x, attention, adapter)
-    gate, up = layer.mlp_input_stage(mid, adapter)
-    if layout.tape:
-        flat = lambda heads: heads.reshape(layout.slots, -1)
-        kept = dict(x=x, q=flat(q), attention=flat(attention), mid=mid, gate=gate, up=up)
-        kept[LSE] = tape.pack_lse(lse[None], x.dtype)
-        options = dict(first_row=layout.rows, tp=dims.tp, implementation=kernels.page_write)
-        pool = tape.write_named(pool, index, dims.tape_layout, batch.tape_pages, kept, **options)
-    return layer.mlp_output_stage(mid, gate, up, adapter), pool, lse
+    if not layout.tape:
+        return layer.mlp_output_stage(mid, *layer.mlp_input_stage(mid, adapter), adapter), pool, lse
+    gate_up, width = layer.mlp_input_whole(mid, adapter), dims.model.intermediate_size // dims.tp
+    flat = lambda heads: heads.reshape(layout.slots, -1)
+    kept = dict(x=x, q=flat(q), attention=flat(attention), mid=mid)
+    kept[LSE] = tape.pack_lse(lse[None], x.dtype)
+    options = dict(width=width, first_row=layout.rows, tp=dims.tp, implementation=kernels.page_write)
+    pool = tape.write_named(pool, index, dims.tape_layout, batch.tape_pages, kept, gate_up, **options)
+    return layer.mlp_output_stage(mid, *modules_of(gate_up[:, : 2 * width], (width, width)), adapter), pool, lse
 
 
 def per_slot(rows: jax.Array, tiles: jax.Array | None) -> jax.Array:

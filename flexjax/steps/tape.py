@@ -27,23 +27,36 @@ def read(pool, layer, pages, width: int) -> jax.Array:
 
 
 def write_named(
-    pool, layer, tape: TapeLayout, pages, values: dict[str, jax.Array], *, first_row: int, tp: int, implementation: str
+    pool,
+    layer,
+    tape: TapeLayout,
+    pages,
+    values: dict[str, jax.Array],
+    gate_up: jax.Array,
+    *,
+    width: int,
+    first_row: int,
+    tp: int,
+    implementation: str,
 ):
-    """Write those of the values, each [first_row + tiles * 64, width], that the tape keeps; pages [tiles, columns].
+    """Write what the tape keeps of the values, each [first_row + tiles * 64, its width], and of gate and up.
 
-    Gate and up, which one product makes side by side, are written as they lie where both fill whole pages.
+    Args:
+        pages: [tiles, columns].
+        gate_up: [first_row + tiles * 64, at least 2 * width], gate and up side by side and whatever lies behind them.
+            Where both fill whole pages they are written as they lie, so that no slice is made of them.
     """
     write = functools.partial(write_pages, first_row=first_row, implementation=implementation)
-    values = {(name,): value for name, value in values.items()}
-    if values[("gate",)].shape[1] % pool.shape[-1] == 0:
-        pair = values.pop(("gate",)), values.pop(("up",))
-        values["gate", "up"] = jnp.concatenate(pair, axis=-1)
-    for names, value in values.items():
-        if any(name in tape.names for name in names):
-            value = local_part(value, names[0], tp)
-            columns = -(-value.shape[1] // (pool.shape[-1] * len(names)))
-            spans = [columns_of(tape, pages, name, columns) for name in names]
-            pool = write(pool, layer, padded(value, pool), jnp.concatenate(spans, axis=1))
+    of = lambda name, columns: columns_of(tape, pages, name, columns)
+    if width % pool.shape[-1]:
+        values = values | {"gate": gate_up[:, :width], "up": gate_up[:, width : 2 * width]}
+    elif "gate" in tape.names or "up" in tape.names:
+        spans = [of(name, width // pool.shape[-1]) for name in ("gate", "up")]
+        pool = write(pool, layer, gate_up, jnp.concatenate(spans, axis=1), columns=2 * width)
+    for name, value in values.items():
+        if name in tape.names:
+            value = padded(local_part(value, name, tp), pool)
+            pool = write(pool, layer, value, of(name, tape.span(name)))
     return pool
 
 

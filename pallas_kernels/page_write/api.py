@@ -49,7 +49,9 @@ def page_write(pool, layer, rows, slots, *, implementation: str = "reference"):
     return choose("page_write", IMPLEMENTATIONS, implementation)(pool, layer, rows, slots)
 
 
-def write_pages(pool, layer, values, pages, *, first_row: int = 0, implementation: str = "reference"):
+def write_pages(
+    pool, layer, values, pages, *, first_row: int = 0, columns: int | None = None, implementation: str = "reference"
+):
     """Write whole pages of one layer from a plain matrix, cut into tiles of as many rows as a page has.
 
     A tile whose rows are wider than a page's goes to several pages, one for every ``width`` columns:
@@ -63,9 +65,10 @@ def write_pages(pool, layer, values, pages, *, first_row: int = 0, implementatio
     Args:
         pool: [layers, pages, page, width].
         layer: int32 scalar, may be traced.
-        values: [at least first_row + tiles * page, n] in the dtype of the pool.
+        values: [at least first_row + tiles * page, at least n] in the dtype of the pool.
         pages: [tiles, ceil(n / width)] int32; negative or past the last page writes nothing. No page twice.
         first_row: row of the values where the first tile begins.
+        columns: n, how many of the leading columns are written; None for all. A slice of them would be copied first.
 
     Returns:
         The pool with the pages in place.
@@ -75,11 +78,14 @@ def write_pages(pool, layer, values, pages, *, first_row: int = 0, implementatio
             implementation, or one that cannot copy rows of this many bytes.
     """
     _check_values("write_pages", pool, values)
-    columns = -(-values.shape[1] // pool.shape[-1])
-    if pages.ndim != 2 or pages.shape[1] != columns:
+    columns = values.shape[1] if columns is None else columns
+    if columns > values.shape[1]:
+        raise ValueError(f"write_pages: {columns} columns of values of shape {values.shape}")
+    needed = -(-columns // pool.shape[-1])
+    if pages.ndim != 2 or pages.shape[1] != needed:
         raise ValueError(
-            f"write_pages: pages of shape {pages.shape} for {values.shape[1]} columns; rows of {pool.shape[-1]} values"
-            f" need {columns} pages a tile"
+            f"write_pages: pages of shape {pages.shape} for {columns} columns; rows of {pool.shape[-1]} values"
+            f" need {needed} pages a tile"
         )
     needed = first_row + pages.shape[0] * pool.shape[2]
     if first_row < 0 or needed > values.shape[0]:
@@ -87,7 +93,7 @@ def write_pages(pool, layer, values, pages, *, first_row: int = 0, implementatio
             f"write_pages: {pages.shape[0]} tiles from row {first_row} reach to row {needed} of {values.shape[0]}"
         )
     write = choose("write_pages", PAGE_IMPLEMENTATIONS, implementation)
-    return write(pool, layer, values, pages, first_row=first_row)
+    return write(pool, layer, values, pages, first_row=first_row, columns=columns)
 
 
 def _check_values(operation, pool, values):

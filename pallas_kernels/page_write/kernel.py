@@ -45,13 +45,16 @@ def page_write(pool, layer, rows, slots, *, interpret=None):
     return _in_place(run, pool, layer, rows, slots)
 
 
-def write_pages(pool, layer, values, pages, *, first_row, interpret=None, tiling: PieceTiling | None = None):
+def write_pages(
+    pool, layer, values, pages, *, first_row, columns, interpret=None, tiling: PieceTiling | None = None
+):
     """See ``api.write_pages``."""
     _, pool_pages, page_tokens, width = pool.shape
     _check_row("write_pages", width, values.dtype)
-    _check_row("write_pages", values.shape[1], values.dtype)
-    tiling = tiling or piece_tiling(pages.shape[0], page_tokens, width, values.shape[1])
-    across, down = values.shape[1] // tiling.columns, page_tokens // tiling.rows
+    for each in (values.shape[1], columns):
+        _check_row("write_pages", each, values.dtype)
+    tiling = tiling or piece_tiling(pages.shape[0], page_tokens, width, columns)
+    across, down = columns // tiling.columns, page_tokens // tiling.rows
     count = pages.shape[0] * down * across
 
     def place(piece):

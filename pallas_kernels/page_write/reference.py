@@ -12,10 +12,10 @@ def page_write(pool, layer, rows, slots):
     return flat.at[layer, slots].set(rows, mode="drop", unique_indices=True).reshape(pool.shape)
 
 
-def write_pages(pool, layer, values, pages, *, first_row):
+def write_pages(pool, layer, values, pages, *, first_row, columns):
     """See ``api.write_pages``."""
     width = pool.shape[-1]
-    values = values[first_row : first_row + pages.shape[0] * pool.shape[2]]
+    values = values[first_row : first_row + pages.shape[0] * pool.shape[2], :columns]
     whole, rest = divmod(values.shape[1], width)
     if whole:
         pool = _write_columns(pool, layer, values[:, : whole * width], pages[:, :whole])

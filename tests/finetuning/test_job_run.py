@@ -101,6 +101,14 @@ def test_the_evaluation_split_follows_its_steps():
     assert of_type(run, "evaluation")[0]["loss"] == 3.0
 
 
+def test_steps_of_so_many_tokens_are_counted_in_whole_tiles():
+    """59 tokens to compute fill a tile of 64: eight such sequences, and not nine, fill four microbatches of 128."""
+    run = make_run(rows(20), batch_tokens=4 * 128, epochs=1)
+    path = train(run)
+    assert [(step, index) for step, _, index, _ in path] == [(i // 4, i % 4) for i in range(10)]
+    assert {len(lines) for *_, lines in path} == {2}
+
+
 def test_without_a_split_nothing_is_evaluated():
     assert not any(evaluation for _, evaluation, *_ in train(make_run(evaluate_every=1)))
 

@@ -84,5 +84,6 @@ ROWS = [
 def groups_of(settings: dict) -> list[list[dict]]:
     """The rows of each optimizer step; the order is the job's own, since another one would be another training."""
     sizes = {"batch_size": settings.get("batch_size", 8), "batch_tokens": settings.get("batch_tokens")}
-    order = DataOrder([len(each["input_ids"]) for each in ROWS], seed=0, epochs=1, max_steps=STEPS, **sizes)
+    computed = [max(index for index, trained in enumerate(each["loss_mask"]) if trained) for each in ROWS]
+    order = DataOrder([-(-each // 64) * 64 for each in computed], seed=0, epochs=1, max_steps=STEPS, **sizes)
     return [[ROWS[index] for index in order.group(step)] for step in range(STEPS)]

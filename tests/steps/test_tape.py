@@ -23,14 +23,17 @@ def test_names_take_whole_pages_one_after_another():
 
 @pytest.mark.parametrize("feed_forward", [7, 8], ids=["part of a page", "whole pages"])
 def test_what_is_written_is_read_and_nothing_else_changes(feed_forward):
-    """Two tiles of which the second is idle, after three rows that are no tile; "q" and "gate" are not kept."""
+    """Two tiles of which the second is idle, after three rows that are no tile; "q" and "gate" are not kept. Behind
+    gate and up lies something else."""
     layout = TapeLayout(LAYOUT.names, (6, 9, feed_forward), LAYOUT.row)
     pool = jnp.asarray(np.random.default_rng(1).standard_normal((2, 20, 64, 4)), jnp.float32)
     pages = np.array([[3, 19, 7, 0, 11, 5, 2], [-1] * 7])
     widths = dict(q=4, gate=feed_forward, up=feed_forward, attention=9, x=6)
     given = {name: jnp.asarray(values(width, tokens=131)) for name, width in widths.items()}
-    options = dict(first_row=3, tp=1, implementation="reference")
-    written = tape.write_named(pool, 1, layout, jnp.asarray(pages), given, **options)
+    gate_up = jnp.concatenate([given.pop("gate"), given["up"], jnp.full((131, 5), jnp.nan)], axis=1)
+    options = dict(width=feed_forward, first_row=3, tp=1, implementation="reference")
+    others = {name: value for name, value in given.items() if name != "up"}
+    written = tape.write_named(pool, 1, layout, jnp.asarray(pages), others, gate_up, **options)
     got = tape.read_named(written, 1, layout, jnp.asarray(pages[:1]), tp=1)
     assert got.keys() == set(layout.names)
     for name, value in got.items():

@@ -115,6 +115,12 @@ def test_pages_that_do_not_fit_are_refused(values, pages, first_row, message):
         write_pages(jnp.zeros((1, 2, PAGE, 16)), 0, values, pages, first_row=first_row)
 
 
+def test_more_columns_than_there_are_are_refused():
+    pool, values, pages = jnp.zeros((1, 2, PAGE, 16)), jnp.zeros((PAGE, 16)), jnp.zeros((1, 2), jnp.int32)
+    with pytest.raises(ValueError, match=r"write_pages: 17 columns of values of shape \(64, 16\)"):
+        write_pages(pool, 0, values, pages, columns=17)
+
+
 def test_an_unknown_implementation_is_refused():
     with pytest.raises(ValueError, match="page_write: no implementation 'fast'; it has mosaic_gpu, .*, reference"):
         functools.partial(page_write, implementation="fast")(**SMALL[1].make(seed=0))

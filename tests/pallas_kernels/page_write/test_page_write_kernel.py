@@ -54,6 +54,22 @@ def test_pages_equal_assignment(case, implementation, no_races):
     np.testing.assert_array_equal(jax.jit(write)(**arguments), expected)
 
 
+@implementations
+@pytest.mark.parametrize("columns", [16, 24, 32])
+def test_what_lies_behind_the_columns_is_not_written(columns, implementation, no_races):
+    """Pages of 16 columns, two tiles, values of 40 columns; the last page of a tile keeps what it held behind them."""
+    random = np.random.default_rng(4)
+    pool, values = random.standard_normal((1, 6, PAGE, 16)), random.standard_normal((2 * PAGE, 40))
+    pool, values = pool.astype(np.float32), values.astype(np.float32)
+    pages = np.array([[4, 1], [0, 5]], np.int32)[:, : -(-columns // 16)]
+    write = functools.partial(write_pages, columns=columns, implementation=implementation)
+    expected = pool.copy()
+    for (tile, column), page in np.ndenumerate(pages):
+        part = values[tile * PAGE :][:PAGE, column * 16 : min(column * 16 + 16, columns)]
+        expected[0, page, :, : part.shape[1]] = part
+    np.testing.assert_array_equal(jax.jit(write)(pool, 0, values, pages), expected)
+
+
 def test_the_layer_is_data(no_races):
     """One program writes every layer, each from what the layer before it holds."""
     case = SMALL_PAGES[0]
