@@ -35,11 +35,17 @@ class EngineConfig:
         row_sizes: decode slots of the layouts, ascending, the last one ``max_rows``. On a GPU multiples of 8: around
             products of other sizes XLA copies their inputs and outputs.
         chunk_sizes: chunk slots of the layouts, ascending multiples of 64.
+        step_sizes: slots of the layouts with a chunk, rows included, ascending; each number of rows gets the chunks
+            that fill them, in multiples of 64 and at least 64. Wins over ``chunk_sizes``. A GPU computes in waves of
+            tiles: on 132 multiprocessors multiples of 1,024 slots fill them for most models.
         pages: pages in the pool; None takes what the memory plan leaves.
         memory_fraction: share of the device's memory that flexjax may use.
         memory_bytes: the same as a number of bytes; wins over the fraction.
-        max_adapters: resident adapter versions, not counting "no adapter".
-        adapter_rank_capacity: sum of the ranks of resident adapters, a multiple of 8.
+        max_adapters: places for adapters on the device, not counting "no adapter"; others wait in the host's memory
+            and come when they are asked for. A running job keeps one.
+        adapter_rank_capacity: sum of the ranks of adapters on the device, a multiple of 8.
+        adapter_host_bytes: of adapters in the host's memory; beyond it those that are in a file are read again from
+            there.
         microbatch_tokens: slots of a finetuning microbatch, a multiple of ``backward_window``.
         backward_window: slots of one backward unit, a multiple of 64.
         tape: names of activations to save, or "auto" for the plan that fits the memory.
@@ -65,11 +71,13 @@ class EngineConfig:
     max_rows: int = 8
     row_sizes: tuple[int, ...] | None = None
     chunk_sizes: tuple[int, ...] = (64, 256)
+    step_sizes: tuple[int, ...] | None = None
     pages: int | None = None
     memory_fraction: float = 0.9
     memory_bytes: int | None = None
     max_adapters: int = 4
     adapter_rank_capacity: int = 64
+    adapter_host_bytes: int = 4 * 2**30
     microbatch_tokens: int = 512
     backward_window: int = 256
     tape: Literal["auto"] | tuple[str, ...] = "auto"
@@ -92,8 +100,9 @@ class EngineConfig:
             raise ConfigError("model is empty; name a directory, a .gguf file or a hub model")
         object.__setattr__(self, "policy_options", tuple(sorted(dict(self.policy_options).items())))
         check_range(self, "seed", 0)
-        for name in ("max_rows", "pages", "memory_bytes", "max_adapters", "max_running_jobs", "tp"):
+        for name in ("max_rows", "pages", "memory_bytes", "max_adapters", "adapter_host_bytes", "max_running_jobs"):
             check_range(self, name, 1)
+        check_range(self, "tp", 1)
         check_range(self, "max_model_len", 2)
         check_range(self, "memory_fraction", 0.0, 1.0, open_low=True)
         check_range(self, "objective_margin", 0.0, 1.0, open_high=True)
@@ -107,15 +116,24 @@ class EngineConfig:
         check_multiple(self, "microbatch_tokens", self.backward_window, "backward_window")
         if not self.chunk_sizes or any(size < 1 or size % PAGE_TOKENS for size in self.chunk_sizes):
             raise ConfigError(f"chunk_sizes is {list(self.chunk_sizes)}; it needs multiples of {PAGE_TOKENS}")
+        if self.step_sizes is not None and (not self.step_sizes or min(self.step_sizes) < PAGE_TOKENS):
+            raise ConfigError(f"step_sizes is {list(self.step_sizes)}; it needs numbers of at least {PAGE_TOKENS}")
         if self.row_sizes is not None and (self.row_sizes[-1:] != (self.max_rows,) or self.row_sizes[0] < 1):
             raise ConfigError(
                 f"row_sizes is {list(self.row_sizes)}; it needs numbers of at least 1 that end with max_rows "
                 f"({self.max_rows})"
             )
-        for name in ("chunk_sizes", "row_sizes"):
+        for name in ("chunk_sizes", "step_sizes", "row_sizes"):
             sizes = getattr(self, name) or ()
             if list(sizes) != sorted(set(sizes)):
                 raise ConfigError(f"{name} is {list(sizes)}; the sizes must ascend")
+
+    def chunks_beside(self, rows: int) -> tuple[int, ...]:
+        """Chunk slots of the layouts of so many rows."""
+        if self.step_sizes is None:
+            return self.chunk_sizes
+        filling = {max(size - rows, PAGE_TOKENS) // PAGE_TOKENS * PAGE_TOKENS for size in self.step_sizes}
+        return tuple(sorted(filling))
 
     @property
     def options(self) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class MemoryPlan:
 def pages_wanted(dims: Dimensions, jobs: int) -> int:
     """Pages with which neither full rows nor full microbatches ever wait, and half as many again to keep prefixes."""
     blocks = dims.microbatch // PAGE_TOKENS
-    busy = dims.max_rows * dims.context_pages + jobs * blocks * dims.pages_per_block
+    busy = dims.max_rows * dims.context_pages + jobs * dims.microbatch_pages(blocks)
     return math.ceil(1.5 * busy)
 
 

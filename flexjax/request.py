@@ -2,10 +2,56 @@
 
 import enum
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple
 
 MAX_LOGPROBS = 20
 MAX_STOP_TOKEN_IDS = 8
 """Stop ids that ``min_tokens`` can hold back on the device (all stop ids are honoured on the host)."""
+
+LARGEST = 2**31 - 1
+"""What a whole number on the device can be."""
+
+
+class Range(NamedTuple):
+    """Attributes:
+    high: None is no limit; open_low: ``low`` itself is outside.
+    """
+
+    low: float
+    high: float | None
+    open_low: bool = False
+
+
+RANGES = MappingProxyType(
+    {
+        "n": Range(1, 128),
+        "temperature": Range(0.0, 100.0),
+        "top_p": Range(0.0, 1.0, open_low=True),
+        "top_k": Range(-1, LARGEST),
+        "min_p": Range(0.0, 1.0),
+        "presence_penalty": Range(-2.0, 2.0),
+        "frequency_penalty": Range(-2.0, 2.0),
+        "repetition_penalty": Range(0.001, 1000.0),  # beyond them a logit may leave float32
+        "max_tokens": Range(1, None),
+        "min_tokens": Range(0, None),
+        "logprobs": Range(0, MAX_LOGPROBS),
+        "prompt_logprobs": Range(0, MAX_LOGPROBS),
+    }
+)
+"""Of the numbers in `SamplingParams`."""
+
+
+class SamplingError(ValueError):
+    """A value outside its range.
+
+    Attributes:
+        field: of `SamplingParams`; fault: what is wrong with it. The message is both.
+    """
+
+    def __init__(self, field: str, fault: str):
+        super().__init__(f"{field} {fault}")
+        self.field, self.fault = field, fault
 
 
 class SamplingLevel(enum.IntEnum):
@@ -33,7 +79,7 @@ class SamplingParams:
     model's context length.
 
     Raises:
-        ValueError: a value is outside its range; the message names the field, the value and the range.
+        SamplingError: a value is outside its range; the message names the field, the value and the range.
     """
 
     n: int = 1
@@ -57,25 +103,20 @@ class SamplingParams:
     include_stop_str_in_output: bool = False
 
     def __post_init__(self):
+        """Every number must fit the device: the engine's thread meets it in the middle of everybody's iteration."""
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         object.__setattr__(self, "stop", stop)
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
-        within(self, "n", 1, 128)
-        within(self, "temperature", 0.0, 100.0)
-        within(self, "top_p", 0.0, 1.0, open_low=True)
-        within(self, "top_k", -1, None)
-        within(self, "min_p", 0.0, 1.0)
-        within(self, "presence_penalty", -2.0, 2.0)
-        within(self, "frequency_penalty", -2.0, 2.0)
-        within(self, "repetition_penalty", 0.0, None, open_low=True)
-        within(self, "max_tokens", 1, None)
-        within(self, "min_tokens", 0, None)
-        within(self, "logprobs", 0, MAX_LOGPROBS)
-        within(self, "prompt_logprobs", 0, MAX_LOGPROBS)
+        for name, limits in RANGES.items():
+            within(self, name, *limits)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
-            raise ValueError(f"min_tokens is {self.min_tokens}; it must be at most max_tokens ({self.max_tokens})")
+            fault = f"is {self.min_tokens}; it must be at most max_tokens ({self.max_tokens})"
+            raise SamplingError("min_tokens", fault)
+        wrong = next((each for each in self.stop_token_ids if not 0 <= each <= LARGEST), None)
+        if wrong is not None:
+            raise SamplingError("stop_token_ids", f"holds {wrong}; token ids are 0 to {LARGEST}")
         if any(not text for text in self.stop):
-            raise ValueError("stop holds an empty string; a stop string needs at least one character")
+            raise SamplingError("stop", "holds an empty string; a stop string needs at least one character")
 
     @property
     def greedy(self) -> bool:
@@ -95,15 +136,15 @@ class SamplingParams:
         return SamplingLevel.FILTERED if self.top_k > 0 or self.top_p < 1 else SamplingLevel.RANDOM
 
 
-def within(params: SamplingParams, name: str, low, high, open_low: bool = False) -> None:
+def within(params: SamplingParams, name: str, low, high, open_low: bool) -> None:
     value = getattr(params, name)
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name} is {value!r}; it must be a number")
+        raise SamplingError(name, f"is {value!r}; it must be a number")
     if value != value or value < low or (open_low and value == low) or (high is not None and value > high):
         bracket = "(" if open_low else "["
-        raise ValueError(f"{name} is {value}; it must be in {bracket}{low}, {'∞)' if high is None else f'{high}]'}")
+        raise SamplingError(name, f"is {value}; it must be in {bracket}{low}, {'∞)' if high is None else f'{high}]'}")
 
 
 @dataclass(frozen=True)
@@ -117,6 +158,7 @@ class Request:
         adapter_version: unique number of the pinned adapter version, 0 for the base model; never reused.
         priority: smaller is served first (vLLM's meaning); ties go to the earlier arrival.
         arrival: seconds on the engine's clock.
+        cache_salt: requests reuse cached prefixes only of requests with the same one.
     """
 
     id: int
@@ -127,6 +169,7 @@ class Request:
     adapter_version: int = 0
     priority: int = 0
     arrival: float = 0.0
+    cache_salt: str = ""
 
 
 @dataclass
@@ -139,6 +182,9 @@ class RequestOutput:
         logprobs: one entry per generated token, each mapping token ids to log-probabilities and containing the
             token itself; None unless asked for.
         prompt_logprobs: the same per prompt token; the first entry is None.
+        cached_tokens: of the prompt, that were found in the cache when the request was seated first; None before. They
+            change nothing in what is generated.
+        seated: seconds on the engine's clock, when that was; None before.
     """
 
     index: int
@@ -149,3 +195,5 @@ class RequestOutput:
     logprobs: list[dict[int, float]] | None = None
     prompt_logprobs: list[dict[int, float] | None] | None = None
     error: str | None = None
+    cached_tokens: int | None = field(default=None, compare=False)
+    seated: float | None = field(default=None, compare=False)

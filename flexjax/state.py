@@ -4,6 +4,7 @@ Everything here follows from `Dimensions`; the memory plan, the compiled program
 `jax.ShapeDtypeStruct` trees.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +23,9 @@ LSE = "lse"
 """The log-sum-exp where it is a name of the tape. Its column would be almost empty, so that it is one only where the
 page of the final hidden state, which uses few of its layers, has no room for the log-sum-exps of all layers."""
 
-UNTAPED_COLUMNS = 2
-"""Pages that 64 tokens of a finetuning sequence take besides its tape: keys and values, and the final hidden state."""
+KV_COLUMNS = 1
+"""Pages that 64 tokens of a finetuning sequence take before its tape: keys and values. Their final hidden state shares
+a page with those of other blocks."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +112,28 @@ class Dimensions:
         return model.hidden_size // self.tp + layers * self.lse_width <= layers * self.page_row // self.tp
 
     @property
+    def final_rows(self) -> int:
+        """Layers of a page, one row of each, that the final hidden state of a block and what may lie behind it take."""
+        behind = self.model.num_layers * self.lse_width if self.lse_follows_final else 0
+        return -(-(self.model.hidden_size // self.tp + behind) // (self.page_row // self.tp))
+
+    @property
+    def finals_per_page(self) -> int:
+        """Blocks of a microbatch whose final hidden states lie on one page."""
+        return max(1, self.model.num_layers // self.final_rows)
+
+    @property
     def pages_per_block(self) -> int:
-        """Pages that 64 tokens of a finetuning microbatch take: K/V, final hidden state, tape columns."""
-        return UNTAPED_COLUMNS + self.tape_layout.columns
+        """Pages that 64 tokens of a finetuning microbatch have for themselves: K/V and tape columns."""
+        return KV_COLUMNS + self.tape_layout.columns
+
+    def final_pages(self, blocks: int) -> int:
+        """Pages that the final hidden states of so many blocks of a microbatch share."""
+        return math.ceil(blocks / self.finals_per_page)
+
+    def microbatch_pages(self, blocks: int) -> int:
+        """Pages of a microbatch of so many blocks of 64 tokens."""
+        return blocks * self.pages_per_block + self.final_pages(blocks)
 
     @property
     def page_bytes(self) -> int:

@@ -62,7 +62,7 @@ def forward_fields(dims: Dimensions, layout: SlotLayout) -> Fields:
     }
     tape = {
         "tape_pages": Field((tiles, dims.tape_layout.columns), INT, -1),
-        "final_page": Field((tiles,), INT, -1),
+        "final_place": Field((tiles,), INT, -1),
     }
     dropout = {"dropout_seed": Field((tiles,), BITS), "dropout_rate": Field((tiles,), FLOAT)}
     sample = {"sample_slot": Field((rows,), INT, -1)}  # slot whose hidden state gives the row's next token, -1: none
@@ -100,7 +100,7 @@ def loss_fields(dims: Dimensions) -> Fields:
     """Fields of a loss window."""
     return (
         ("start", Field(())),  # first slot of the window on the microbatch axis
-        ("final_page", Field((dims.window // PAGE_TOKENS,), INT, -1)),
+        ("final_place", Field((dims.window // PAGE_TOKENS,), INT, -1)),
         ("targets", Field((dims.window,), INT, -1)),  # token to predict at each slot, -1: none
         ("normaliser", Field((), FLOAT, 1)),  # 1 / trained tokens of the accumulation group
     )
@@ -117,7 +117,7 @@ def backward_fields(dims: Dimensions) -> Fields:
         ("block_start", Field((blocks,))),  # first block of the sequence that the block belongs to
         ("tile_position", Field((tiles,))),
         ("tape_pages", Field((tiles, dims.tape_layout.columns), INT, -1)),
-        ("final_page", Field((tiles,), INT, -1)),
+        ("final_place", Field((tiles,), INT, -1)),
         ("scale", Field((), FLOAT, 1)),
         ("dropout_seed", Field((tiles,), BITS)),
         ("dropout_rate", Field((tiles,), FLOAT)),

@@ -5,7 +5,6 @@ from pallas_kernels.linear_cross_entropy.api import linear_cross_entropy
 from pallas_kernels.lora_expand.api import lora_expand, plan_lora_expand
 from pallas_kernels.page_write.api import page_write, write_pages
 from pallas_kernels.paged_attention.api import paged_attention, plan_paged_attention
-from pallas_kernels.row_product.api import row_product
 from pallas_kernels.window_attention_grad.api import window_attention_grad
 
 __all__ = [
@@ -16,7 +15,6 @@ __all__ = [
     "paged_attention",
     "plan_lora_expand",
     "plan_paged_attention",
-    "row_product",
     "window_attention_grad",
     "write_pages",
 ]

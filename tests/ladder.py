@@ -170,7 +170,8 @@ class Rig:
     def load(self, name: str, factors: dict, scale: float) -> AdapterVersion:
         """Publish an adapter and point its name to it."""
         wide = padded(factors)
-        version = self.table.place(name, rank_of(wide), scale)
+        version = self.table.new(name, rank_of(wide), scale)
+        assert self.table.try_seat(version), "the ladder's places are taken"
         job = JobShape(rank_of(wide), tuple(factors["a"]))
         self.take_stack(self.programs.publish(job)(self.stack, wide, np.int32(version.first_column)))
         self.table.announce(version)
@@ -248,8 +249,10 @@ class Rig:
 
     def hold(self, number: int, packed: PackedMicrobatch, dropout: float = 0.0) -> None:
         """A microbatch of the job takes pages."""
-        blocks = tuple(self.take_pages(self.dims.pages_per_block) for _ in range(packed.slots // PAGE_TOKENS))
-        self.training[number] = Training(packed, MicrobatchPages(blocks), self.version, dropout, seed=number)
+        count, share = packed.slots // PAGE_TOKENS, self.dims.finals_per_page
+        blocks = tuple(self.take_pages(self.dims.pages_per_block) for _ in range(count))
+        pages = MicrobatchPages(blocks, self.take_pages(-(-count // share)), share)
+        self.training[number] = Training(packed, pages, self.version, dropout, seed=number)
 
     def whole_windows(self, number: int) -> list[tuple[int, int, int, int]]:
         """Every sequence of a microbatch in one window each."""

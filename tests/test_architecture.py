@@ -57,8 +57,8 @@ def test_imports_stand_at_the_top(trees):
 
 
 def test_one_file_compiles(trees):
-    """``jax.jit`` stands in the table of programs; besides, random weights are made once, straight on the device, and
-    the benchmark of kernels compiles what it times."""
+    """Besides, random weights are made once, straight on the device, and the benchmark of kernels compiles what it
+    times."""
     uses = {
         name
         for name, tree in trees.items()
@@ -66,4 +66,4 @@ def test_one_file_compiles(trees):
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and node.attr == "jit"
     }
-    assert uses <= {"flexjax/engine/programs.py", "flexjax/models/build.py", "flexjax/bench/timing.py"}
+    assert uses <= {"flexjax/engine/blueprint.py", "flexjax/models/build.py", "flexjax/bench/timing.py"}

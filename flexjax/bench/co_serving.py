@@ -14,8 +14,9 @@ from flexjax.bench.report import (
     percentiles,
     request_summary,
 )
-from flexjax.engine.engine import Engine, Submission
+from flexjax.engine.engine import Engine
 from flexjax.engine.handles import FinetuneHandle
+from flexjax.engine.submission import Submission
 from flexjax.fields import ConfigError
 from flexjax.finetuning.job import FinetuneJob, JobStatus
 from flexjax.request import SamplingParams

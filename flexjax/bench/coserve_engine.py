@@ -14,7 +14,8 @@ from flexjax.bench.step_model import write_model
 from flexjax.bench.step_setup import ALWAYS
 from flexjax.bench.step_traffic import greedy
 from flexjax.config import EngineConfig, from_table
-from flexjax.engine.engine import Engine, Submission
+from flexjax.engine.engine import Engine
+from flexjax.engine.submission import Submission
 from flexjax.fields import ConfigError
 from flexjax.finetuning.job import FinetuneJob
 from flexjax.layout import PAGE_TOKENS, tiles_for

@@ -19,21 +19,19 @@ def as_they_are(state: Any, arguments: Any) -> Any:
 
 @dataclass(frozen=True)
 class Alternative:
-    """Another way to compute a case.
+    """Another way to compute a case, with the compiler's own choices instead of the engine's.
 
     Attributes:
         call: as in ``timing``.
         adapt: (state, arguments) of the case to the arguments of ``call``; not timed.
         comparable: its output is that of the operation.
         on_gpu_only: it needs cuDNN.
-        engine_options: compiled as the engine does; otherwise with the compiler's own choices.
     """
 
     call: Call
     adapt: Callable[[Any, Any], Any] = as_they_are
     comparable: bool = True
     on_gpu_only: bool = False
-    engine_options: bool = False
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from flexjax.bench.step_model import product_parameters
 from flexjax.compiler.rematerialization import BackwardWork, TapePlan, all_plans, backward_work
 from flexjax.models.config import ModelConfig
-from flexjax.state import UNTAPED_COLUMNS
+from flexjax.state import KV_COLUMNS, Dimensions
 
 RECOMPUTED = 0.3
 FORWARD_AND_BACK = 4
@@ -59,7 +59,8 @@ def ablation(
     plain = layers * work.interior.autodiff_bytes + logits
     pruned = (layers - 1) * work.interior.pruned_bytes + work.lowest.pruned_bytes + layers * kv * size + logits
     lean = layers * (kept_bytes(work, plan) + kv * size) + logits
-    paged = plan.bytes_per_token + layers * UNTAPED_COLUMNS * work.interior.column_bytes
+    columns = KV_COLUMNS + 1 / finals_per_page(model, dtype)
+    paged = plan.bytes_per_token + layers * columns * work.interior.column_bytes
     handed_on = kv * FLOAT32 + model.hidden_size * size
     names = ", ".join(plan.names)
     return [
@@ -75,6 +76,12 @@ def ablation(
 def kept_bytes(work: BackwardWork, plan: TapePlan) -> int:
     """Of the plan's names themselves, per token and layer, without what pages round up."""
     return sum(cost.bytes for cost in work.interior.costs if cost.name in plan.names)
+
+
+def finals_per_page(model: ModelConfig, dtype: str) -> int:
+    """Blocks whose final hidden states share a page, whatever the engine's sizes and its tape."""
+    sizes = dict(max_rows=1, context=64, pages=1, rank_capacity=8, adapters=1, microbatch=64, window=64)
+    return Dimensions(model=model, dtype=jnp.dtype(dtype), tape=("x",), **sizes).finals_per_page
 
 
 def lean_plan(work: BackwardWork, model: ModelConfig) -> TapePlan:

@@ -91,5 +91,5 @@ def memory_config(model: Path, modules: Sequence[str], tokens: int, rank: int, w
     shape = open_model(config.model).config
     tape = lean_plan(backward_work(shape, modules, dtype_of(config.dtype), mean_context=tokens // 2), shape).names
     dims = dimensions_of(config.resolved(tokens), shape, tape)
-    pages = max(tokens // PAGE_TOKENS * dims.pages_per_block, dims.context_pages)
+    pages = max(dims.microbatch_pages(tokens // PAGE_TOKENS), dims.context_pages)
     return replace(config, tape=tape, pages=pages)

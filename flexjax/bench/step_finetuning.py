@@ -110,7 +110,7 @@ def finetune_config(setup: StepSetup, case: StepCase) -> EngineConfig:
     work = backward_work(setup.model, recipe.modules, dtype_of(config.dtype), mean_context=length // 2)
     dims = dimensions_of(config.resolved(config.max_model_len), setup.model, resolve_tape(config.tape, work).names)
     blocks = config.microbatch_tokens // PAGE_TOKENS
-    pages = math.ceil(plan.pool_microbatches * blocks * dims.pages_per_block)
+    pages = math.ceil(plan.pool_microbatches * dims.microbatch_pages(blocks))
     return setup.engine_config(case, **needed, pages=max(pages, dims.context_pages))
 
 

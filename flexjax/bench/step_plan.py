@@ -32,7 +32,7 @@ ENGINES: dict[str, dict[str, Any]] = {
     "finetune": {"max_rows": 8, "row_sizes": (8,), "max_adapters": 1, "adapter_rank_capacity": 16},
     "finetune_all": {"tape": ("x", "q", "mid", "gate")},
     "finetune_all_lean90": {"tape": ("x", "gate")},
-    "finetune_all_lean80": {"tape": ("x",)},
+    "finetune_all_lean80": {"tape": ("x", "q")},
     "finetune_down": {"tape": TAPE_NAMES},
 }
 """Fields of `EngineConfig` by the kind or the name of a case, the case's own last; what they leave open follows from

@@ -7,7 +7,8 @@ from itertools import cycle
 
 import numpy as np
 
-from flexjax.engine.engine import Engine, Submission
+from flexjax.engine.engine import Engine
+from flexjax.engine.submission import Submission
 from flexjax.request import RequestOutput, SamplingParams
 
 

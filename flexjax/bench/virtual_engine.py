@@ -46,7 +46,8 @@ class TapeShape:
     window: int = 512
     layers: int = 32
     lowest_layer: int = 0
-    pages_per_block: int = 25
+    pages_per_block: int = 24
+    finals_per_page: int = 10
 
 
 @dataclass
@@ -229,6 +230,7 @@ class VirtualEngine:
             lowest_layer=self._shape.lowest_layer,
             pages_per_block=self._shape.pages_per_block,
             closes_group=packed.closes_group,
+            finals_per_page=self._shape.finals_per_page,
         )
         if self.scheduler.try_add_microbatch(microbatch):
             self._microbatches[microbatch.id] = microbatch

@@ -10,7 +10,7 @@ from flexjax.finetuning.packing import PackedMicrobatch
 from flexjax.layout import PAGE_TOKENS, tiles_for
 from flexjax.request import MAX_STOP_TOKEN_IDS, Request, SamplingLevel, SamplingParams
 from flexjax.scheduler.output import DecodeSlot, Iteration, MicrobatchPages, PromptSegment, WindowSegment
-from flexjax.state import UNTAPED_COLUMNS, Dimensions
+from flexjax.state import KV_COLUMNS, Dimensions
 from flexjax.step_batch import (
     SAMPLING_WORDS,
     backward_fields,
@@ -77,12 +77,13 @@ class Training:
     """A microbatch in flight.
 
     Attributes:
-        packed: its sequences; pages: per 64-block [K/V, final hidden, tape columns ...].
+        packed: its sequences; pages: of their blocks of 64 slots.
         adapter: the version its tape pins.
         dropout: LoRA dropout rate, 0 in an evaluation.
         seed: different for every microbatch of every job.
         block_starts: [blocks] int32, the first block of the sequence that each block belongs to.
-        table: [blocks, columns] int32, the pages.
+        table: [blocks, columns] int32, the pages of every block: K/V, tape columns.
+        finals: [blocks] int32, the places of final hidden states.
     """
 
     packed: PackedMicrobatch
@@ -92,12 +93,14 @@ class Training:
     seed: int = 0
     block_starts: np.ndarray = field(init=False)
     table: np.ndarray = field(init=False)
+    finals: np.ndarray = field(init=False)
 
     def __post_init__(self):
         starts = np.asarray(self.packed.starts) // PAGE_TOKENS
         counts = [tiles_for(length) for length in self.packed.lengths]
         object.__setattr__(self, "block_starts", np.repeat(starts, counts).astype(np.int32))
         object.__setattr__(self, "table", np.array(self.pages.blocks, np.int32))
+        object.__setattr__(self, "finals", np.array(self.pages.final_places, np.int32))
 
     def tile_seed(self, block: int | np.ndarray) -> int | np.ndarray:
         """Dropout seed of the first token of a block, or of several; a block's other tokens count up from it."""
@@ -191,8 +194,8 @@ def fill_window(batch, segment: WindowSegment, training: Training, layout) -> No
     seen = np.arange(before + count) <= before + np.arange(count)[:, None]
     batch.tile_pages[tiles, : before + count] = np.where(seen, training.table[first - before : first + count, 0], 0)
     batch.tile_adapter[tiles] = training.adapter.index
-    batch.final_page[tiles] = own[:, 1]
-    batch.tape_pages[tiles, : own.shape[1] - UNTAPED_COLUMNS] = own[:, UNTAPED_COLUMNS:]
+    batch.final_place[tiles] = training.finals[first : first + count]
+    batch.tape_pages[tiles, : own.shape[1] - KV_COLUMNS] = own[:, KV_COLUMNS:]
     if layout.dropout:
         batch.dropout_seed[tiles] = training.tile_seed(first + np.arange(count))
         batch.dropout_rate[tiles] = training.dropout
@@ -215,8 +218,8 @@ def loss_batch(dims: Dimensions, training: Training, window: int) -> np.ndarray:
     batch.normaliser[...] = 1 / training.packed.trained_tokens
     targets = training.packed.targets[start : start + dims.window]
     batch.targets[: len(targets)] = targets
-    own = training.table[window_blocks(dims, window)]
-    batch.final_page[: len(own)] = own[:, 1]
+    own = training.finals[window_blocks(dims, window)]
+    batch.final_place[: len(own)] = own
     return packed
 
 
@@ -232,7 +235,7 @@ def backward_batch(dims: Dimensions, training: Training, layer: int, window: int
     numbers = np.arange(blocks)[own]
     tiles = slice(len(numbers))
     batch.tile_position[tiles] = (numbers - starts[own]) * PAGE_TOKENS
-    batch.tape_pages[tiles], batch.final_page[tiles] = training.table[own, UNTAPED_COLUMNS:], training.table[own, 1]
+    batch.tape_pages[tiles], batch.final_place[tiles] = training.table[own, KV_COLUMNS:], training.finals[own]
     batch.dropout_seed[tiles], batch.dropout_rate[tiles] = training.tile_seed(numbers), training.dropout
     batch.scale[...] = training.adapter.scale
     return packed

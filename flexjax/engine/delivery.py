@@ -18,6 +18,9 @@ class Delivery:
     def deliver(self, flight: InFlight) -> Iterator[tuple[int, bool]]:
         """Hand over what a flight has sampled, after its tokens were read; yields requests that end with it, and
         whether the scheduler knows: it does not find stop strings."""
+        for part in flight.iteration.prompts:
+            if part.request_id in self.collectors:
+                self.collectors[part.request_id].begin(part.start, flight.started)
         if flight.output is not None and flight.output.prompt_logprobs is not None:
             for part in flight.iteration.prompts:
                 self._hand_over_prompt(part, flight.output.prompt_logprobs)

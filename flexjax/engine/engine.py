@@ -13,41 +13,30 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 from flexjax.config import EngineConfig, from_table, load_tables
-from flexjax.engine.adapters import AdapterTable, AdapterVersion, UnknownAdapter
+from flexjax.engine.adapter_library import AdapterLibrary, Ready
+from flexjax.engine.adapters import AdapterTable, AdapterVersion
 from flexjax.engine.batch import Serving
 from flexjax.engine.checkpoints import Checkpoints
 from flexjax.engine.handles import FinetuneHandle
 from flexjax.engine.loop import Loop
 from flexjax.engine.outputs import Collector
-from flexjax.engine.programs import JobShape
 from flexjax.engine.startup import Machine, compile_job, policy_of
-from flexjax.engine.trainer import Job, ShowCheckpoint, Trainer, optimizer_of, padded_factors, shape_of
+from flexjax.engine.submission import Submission
+from flexjax.engine.trainer import Job, ShowCheckpoint, ShowTrained, Trainer, optimizer_of, shape_of
 from flexjax.fields import ConfigError
 from flexjax.finetuning.job import FinetuneJob
 from flexjax.finetuning.job_run import JobRun
 from flexjax.request import Request, RequestOutput, SamplingParams
 from flexjax.scheduler import Scheduler
-from flexjax.state import padded_rank
 from flexjax.weights.adapter import LoraAdapter, fresh_adapter
-from flexjax.weights.peft import read_adapter, write_adapter
+from flexjax.weights.peft import read_adapter
 from flexjax.weights.source import open_model
 
 logger = logging.getLogger(__name__)
 
 Prompt = str | list[int]
-
-
-class Submission(NamedTuple):
-    """A prompt for `Engine.submit_all`; its fields are the arguments of `Engine.submit`."""
-
-    prompt: list[int]
-    sampling: SamplingParams | None
-    adapter: str | None
-    listener: queue.SimpleQueue
-    priority: int = 0
 
 
 class Engine:
@@ -68,8 +57,6 @@ class Engine:
         self.defaults = source.read_defaults(self.tokenizer)
         machine = Machine(self.config, source, progress or logger.info)
         self.memory_plan, self._runner = machine.plan, machine.runner
-        self.adapters = AdapterTable(self.config.max_adapters + 1, self.config.adapter_rank_capacity)
-        self._sources: dict[str, LoraAdapter] = {}
         self._ids = itertools.count(1)
         self._random = random.Random(self.config.seed)
         self._catalog, self._offered, self._offering = machine.catalog, set(machine.layouts), threading.Lock()
@@ -82,10 +69,12 @@ class Engine:
             policy=policy_of(self.config),
             prefix_caching=self.config.prefix_caching,
         )
-        self.checkpoints = Checkpoints(self.config.checkpoint_dir)
-        jobs = self.config.max_running_jobs
-        self.trainer = Trainer(self._runner, self.scheduler, self.adapters, jobs, self.checkpoints, self._announce)
-        self.loop = Loop(self.scheduler, self._runner, self.trainer, self.adapters)
+        self.library = AdapterLibrary(self._runner, self.model, self.config, self.scheduler.forget_adapter)
+        self.checkpoints, tier = Checkpoints(self.config.checkpoint_dir), self.library.tier
+        jobs, announce = self.config.max_running_jobs, self.library.announce
+        self.trainer = Trainer(self._runner, self.scheduler, tier, jobs, self.checkpoints, announce)
+        self.loop = Loop(self.scheduler, self._runner, self.trainer, tier)
+        self.library.open(self.loop)
         self.loop.start()
 
     @classmethod
@@ -107,6 +96,7 @@ class Engine:
         """Stop the engine; requests that are not done end with finish reason "abort"; jobs that are not done are
         cancelled, after a checkpoint if there is a ``checkpoint_dir``."""
         self.loop.stop()
+        self.library.tier.close()
 
     def set_objective(self, tpot_ms: float) -> None:
         """Aim at another time per output token, in milliseconds, from the next iteration on.
@@ -254,17 +244,20 @@ class Engine:
     def _add_all(self, submissions: Sequence[Submission], made: Sequence[list[tuple[Request, int]]]) -> list[list[int]]:
         """On the engine's thread: pin each adapter's newest version and queue the requests, or queue none."""
         versions = [self.adapters.find(each.adapter) for each in submissions]
+        for version, new in zip(versions, made, strict=True):
+            self.library.tier.require_possible(version)
+            self.scheduler.require_possible(replace(new[0][0], adapter_version=version.version))
         for submission, version, new in zip(submissions, versions, made, strict=True):
-            self._add_requests(new, version, submission.listener)
+            self._add_requests(new, version, submission)
         return [[request.id for request, _ in new] for new in made]
 
-    def _add_requests(self, new: list[tuple[Request, int]], version: AdapterVersion, listener) -> None:
+    def _add_requests(self, new: list[tuple[Request, int]], version: AdapterVersion, submission: Submission) -> None:
         for request, index in new:
-            request = replace(request, adapter_version=version.version)
+            request = replace(request, adapter_version=version.version, cache_salt=submission.cache_salt)
             seed = request.sampling.seed
             seed = self._random.getrandbits(32) if seed is None else (seed + index) & 0xFFFFFFFF
             serving = Serving(request, version, seed, list(request.prompt))
-            self.loop.add_request(serving, Collector(request, index, self.tokenizer, listener))
+            self.loop.add_request(serving, Collector(request, index, self.tokenizer, submission.listener))
 
     def _require_programs(self, sampling: SamplingParams) -> None:
         """Compile, on the caller's thread, what a request needs that is not there yet."""
@@ -292,52 +285,53 @@ class Engine:
 
     # adapters
 
+    @property
+    def adapters(self) -> AdapterTable:
+        """Which versions there are; it belongs to the engine's thread."""
+        return self.library.table
+
     def load_adapter(self, name: str, directory: str | os.PathLike) -> None:
-        """Load a PEFT adapter under a name. A name in use gets a new version; running requests keep theirs.
+        """Load a PEFT adapter under a name. A name in use gets a new version; requests that run or wait keep theirs.
+
+        There may be more adapters than `max_adapters`: those that are not on the device come there when they are asked
+        for, in the place of the one that was used least recently.
 
         Raises:
-            FileNotFoundError, ValueError: the adapter cannot be read, does not fit the model, or finds no room.
+            FileNotFoundError, ValueError: the adapter cannot be read, does not fit the model, or is larger than the
+                places of all adapters together.
         """
-        adapter = read_adapter(directory, self.model)
-        shape = JobShape(padded_rank(adapter.rank), adapter.target_modules)
-        programs = self._runner.programs
-        programs.publish(shape)
+        self.library.add(name, self.prepare_adapter(name, directory))
+
+    def prepare_adapter(self, name: str, directory: str | os.PathLike) -> Ready:
+        """All of `load_adapter` that takes long or fails; ``library.add`` does the rest. Raises as it does."""
+        self._offer_adapters()
+        return self.library.prepare(name, directory)
+
+    def register_adapter(self, name: str, directory: str | os.PathLike, fingerprint: str | None = None) -> None:
+        """As `load_adapter`, but only the configuration is read now, and the weights when somebody asks for them. The
+        folder must not change any more: a request that finds others in it is ended with an error.
+
+        Args:
+            fingerprint: of the adapter that it must be (`LoraAdapter.fingerprint`); None takes what is found first.
+        """
+        self._offer_adapters()
+        self.library.register(name, directory, fingerprint)
+
+    def _offer_adapters(self) -> None:
         self._catalog.add_adapters()
         self._offer_layouts()
-        factors = programs.place_factors(padded_factors(adapter, shape.rank), shape)
-        self.loop.call(self._publish, name, adapter, shape, factors)
-
-    def _publish(self, name: str, adapter: LoraAdapter, shape: JobShape, factors: dict) -> None:
-        version = self.adapters.place(name, shape.rank, adapter.scale)
-        self._runner.publish(factors, shape, version)
-        self._announce(version, adapter)
-
-    def _announce(self, version: AdapterVersion, adapter: LoraAdapter) -> None:
-        """A version begins to serve under its name."""
-        self._sources[version.name] = adapter
-        before = self.adapters.announce(version)
-        if before is not None:
-            self.scheduler.forget_adapter(before.version)
 
     def unload_adapter(self, name: str) -> None:
         """Take an adapter's name away; requests that use it go on. Raises UnknownAdapter."""
-
-        def unload() -> None:
-            version = self.adapters.remove(name)
-            del self._sources[name]
-            self.scheduler.forget_adapter(version.version)
-
-        self.loop.call(unload)
+        self.library.unload(name)
 
     def export_adapter(self, name: str, directory: str | os.PathLike) -> None:
-        """Write an adapter in PEFT's format. Raises UnknownAdapter."""
-        write_adapter(directory, self.adapter(name))
+        """Write an adapter in PEFT's format. From then on it may leave the host's memory. Raises UnknownAdapter."""
+        self.library.export(name, directory)
 
     def adapter(self, name: str) -> LoraAdapter:
         """The newest version of an adapter, on the host. Raises UnknownAdapter."""
-        if name not in self._sources:
-            raise UnknownAdapter(f"adapter {name!r} is not loaded; loaded adapters: {sorted(self._sources) or 'none'}")
-        return self._sources[name]
+        return self.library.get(name)
 
     # finetuning
 
@@ -347,6 +341,7 @@ class Engine:
         resume: bool = False,
         paused: bool = False,
         show_checkpoint: ShowCheckpoint | None = None,
+        show_trained: ShowTrained | None = None,
     ) -> FinetuneHandle:
         """Queue a finetuning job; when it succeeds its adapter serves under the job's name at once.
 
@@ -355,9 +350,12 @@ class Engine:
             paused: wait for `FinetuneHandle.resume` before the first unit.
             show_checkpoint: called on another thread with the step, the adapter and the events of each checkpoint,
                 before it is there to resume from; if it raises OSError or ValueError there is no checkpoint.
+            show_trained: called on the engine's thread with the trained adapter before its name means it; it must not
+                take long. From then on the name may be anybody's to unload.
 
         Raises:
             ConfigError: the data or the settings cannot be used; rows are named by their line.
+            NoRoomForAdapter: the adapter is too large for the device or the host's memory.
         """
         if self.config.max_model_len < self.config.microbatch_tokens and job.max_length is None:
             job = replace(job, max_length=self.config.max_model_len)
@@ -369,6 +367,8 @@ class Engine:
             microbatch_tokens=self.config.microbatch_tokens,
         )
         adapter = self._starting_adapter(job)
+        self.adapters.require_size(job.name, adapter.rank)
+        self.library.host.require_room(adapter.nbytes)
         shape = shape_of(job, adapter)
         self._catalog.add_jobs()
         if shape.dropout:
@@ -378,7 +378,7 @@ class Engine:
         compile_job(self._runner.programs, shape, optimizer_of(run))
         if paused:
             run.pause()
-        self.loop.call(self.trainer.submit, Job(run, adapter, checkpoint, show_checkpoint))
+        self.loop.call(self.trainer.submit, Job(run, adapter, checkpoint, show_checkpoint, show_trained))
         return FinetuneHandle(run, self.loop, self.trainer, 0 if checkpoint is None else checkpoint.step)
 
     def _starting_adapter(self, job: FinetuneJob) -> LoraAdapter:
@@ -393,6 +393,6 @@ class Engine:
                 base_model_name=self.config.served_model_name,
                 seed=job.seed,
             )
-        if str(job.init_adapter) in self._sources:
-            return self._sources[str(job.init_adapter)]
+        if str(job.init_adapter) in self.adapters.named:
+            return self.adapter(str(job.init_adapter))
         return read_adapter(job.init_adapter, self.model)

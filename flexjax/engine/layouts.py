@@ -57,7 +57,8 @@ class LayoutCatalog:
 def _plain_layouts(config: EngineConfig) -> list[SlotLayout]:
     """Every row size decoding alone, and beside every chunk size, for the base model."""
     decode = [SlotLayout(rows, base_only=True) for rows in config.row_sizes]
-    chunks = [SlotLayout(rows, chunk, base_only=True) for rows in config.row_sizes for chunk in config.chunk_sizes]
+    sizes = [(rows, chunk) for rows in config.row_sizes for chunk in config.chunks_beside(rows)]
+    chunks = [SlotLayout(rows, chunk, base_only=True) for rows, chunk in sizes]
     return decode + chunks
 
 

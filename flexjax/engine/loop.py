@@ -10,8 +10,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 
-from flexjax.engine.adapters import AdapterTable
+from flexjax.engine.adapter_tier import AdapterTier, User
 from flexjax.engine.batch import Serving
 from flexjax.engine.delivery import Delivery
 from flexjax.engine.interpreter import prompt_interpreter
@@ -47,9 +48,9 @@ class Loop:
     """
 
     def __init__(
-        self, scheduler: Scheduler, runner: Runner, trainer: Trainer, adapters: AdapterTable, clock=time.perf_counter
+        self, scheduler: Scheduler, runner: Runner, trainer: Trainer, tier: AdapterTier, clock=time.perf_counter
     ):
-        self.scheduler, self.runner, self.trainer, self.adapters = scheduler, runner, trainer, adapters
+        self.scheduler, self.runner, self.trainer, self.tier = scheduler, runner, trainer, tier
         self.clock, self.started = clock, clock()
         self.serving: dict[int, Serving] = {}
         self.delivery, self.lead = Delivery(), Lead()
@@ -59,6 +60,11 @@ class Loop:
         self._end = self.started
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="flexjax-engine", daemon=True)
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why the thread died; None while it lives, and after `stop`."""
+        return self._failure
 
     def start(self) -> None:
         self._thread.start()
@@ -103,6 +109,7 @@ class Loop:
         """Schedule, run, update."""
         began = self.clock()
         self.trainer.offer()
+        self.tier.advance()
         iteration = self.scheduler.schedule(self.clock())
         flight = None if iteration is None else self._dispatch_forward(iteration)
         if flight is not None:
@@ -122,7 +129,7 @@ class Loop:
         for part in iteration.prompts:
             self.serving[part.request_id].tokens = self.scheduler.tokens_of(part.request_id)
         before, last = self.clock(), self._flight
-        flight = self.runner.dispatch_forward(iteration, self.serving, self.trainer.training, self.adapters)
+        flight = self.runner.dispatch_forward(iteration, self.serving, self.trainer.training, self.tier.table)
         if last is not None:
             last.look((before + self.clock()) / 2)  # if it has ended meanwhile, nobody knows when
         return flight
@@ -133,6 +140,7 @@ class Loop:
         if flight is not None:
             rates = self.trainer.learning_rates(flight.iteration)
             self.runner.dispatch_units(flight, self.trainer.training, rates)
+            self.trainer.failed(flight)
             self.trainer.dispatched(flight.iteration)
 
     def _complete_flight(self) -> None:
@@ -173,21 +181,36 @@ class Loop:
         return min(self.scheduler.latency.forward_seconds(layout, context, tiles) for layout in holding)
 
     def add_request(self, serving: Serving, collector: Collector) -> None:
-        """On the engine's thread. Raises ValueError if the request can never run."""
-        self.scheduler.add_request(serving.request)
-        self.adapters.pin(serving.adapter)
-        self.serving[serving.request.id] = serving
-        self.delivery.collectors[serving.request.id] = collector
+        """On the engine's thread: a request that can run, as scheduler and tier have said. The scheduler hears of it
+        once its adapter is on the device."""
+        request = serving.request
+        self.serving[request.id] = serving
+        self.delivery.collectors[request.id] = collector
+        seniority = (request.priority, request.arrival, request.id)
+        start, refuse = partial(self.scheduler.add_request, request), partial(self._refuse_request, request.id)
+        self.tier.want(serving.adapter, request.id, User(seniority, start, refuse))
 
     def cancel_request(self, request_id: int) -> None:
         """On the engine's thread. Ends a request at once; nothing happens if it has ended."""
-        if self.scheduler.cancel(request_id):
+        serving = self.serving.get(request_id)
+        if serving is None:
+            return
+        waits = self.tier.give_up(serving.adapter, request_id)
+        if waits or self.scheduler.cancel(request_id):
             self.delivery.collectors[request_id].finish(FinishReason.ABORT)
-            self._forget(request_id)
+            self._forget(request_id, held=not waits)
 
-    def _forget(self, request_id: int) -> None:
+    def _refuse_request(self, request_id: int, error: Exception) -> None:
+        """Its adapter cannot be had."""
+        self.delivery.collectors[request_id].finish(FinishReason.ERROR, error=str(error))
+        self._forget(request_id, held=False)
+
+    def _forget(self, request_id: int, held: bool = True) -> None:
+        """``held``: its adapter's place was its own."""
         del self.delivery.collectors[request_id]
-        self.adapters.unpin(self.serving.pop(request_id).adapter)
+        adapter = self.serving.pop(request_id).adapter
+        if held:
+            self.tier.release(adapter)
 
     def _obey(self) -> bool:
         """Run commands as they come, until it is time for the next iteration. False: stop."""
@@ -208,6 +231,10 @@ class Loop:
                 future.set_result(command())
             except Exception as error:  # belongs to whoever asked
                 future.set_exception(error)
+            except BaseException as error:  # nothing can go on
+                future.set_exception(stopped(error))
+                raise
+            self.tier.advance()
 
     def _patience(self) -> float | None:
         """Seconds to wait for commands now; None: until one comes, for there is nothing else to do. The next iteration
@@ -222,7 +249,7 @@ class Loop:
         return min(max(left, 0.0), LOOK_SECONDS)
 
     def _has_work(self) -> bool:
-        return not self.scheduler.idle or self.trainer.wants_turn
+        return not self.scheduler.idle or self.trainer.wants_turn or self.tier.wants_turn
 
     def _abandon_requests(self) -> None:
         reason = FinishReason.ABORT if self._failure is None else FinishReason.ERROR
@@ -238,6 +265,10 @@ class Loop:
             except queue.Empty:
                 return
             if item is not None:
-                stopped = EngineStopped("the engine has stopped")
-                stopped.__cause__ = self._failure
-                item[1].set_exception(stopped)
+                item[1].set_exception(stopped(self._failure))
+
+
+def stopped(cause: BaseException | None) -> EngineStopped:
+    error = EngineStopped("the engine has stopped")
+    error.__cause__ = cause
+    return error

@@ -49,9 +49,6 @@ def host_memory() -> int:
     return total if text == "max" else min(total, int(text))
 
 
-def use_compilation_cache(directory: str | None) -> None:
-    """Keep compiled programs between runs."""
-    path = Path(directory or "~/.cache/flexjax/compiled").expanduser()
-    jax.config.update("jax_compilation_cache_dir", str(path))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+def program_folder(config: EngineConfig) -> Path:
+    """Where compiled programs are kept between runs."""
+    return Path(config.compilation_cache or "~/.cache/flexjax/programs").expanduser()

@@ -21,6 +21,7 @@ class IterationRecord:
         loss_units, backward_units, updates: calls of these programs.
         inference_share: part of the time owed to requests, 0 .. 1; the rest is finetuning's.
         context_tokens: key positions read, as in `Iteration`; reports of older versions do not have them.
+        unit_share: part of the time owed to units (loss, backward, update), 0 .. 1, as predicted; nor this.
     """
 
     index: int
@@ -36,6 +37,7 @@ class IterationRecord:
     updates: int
     inference_share: float
     context_tokens: int = 0
+    unit_share: float = 0.0
 
     @property
     def end(self) -> float:
@@ -51,6 +53,13 @@ class IterationRecord:
         inference = self.seconds * self.inference_share
         decode = inference * self.decode_slots / max(self.decode_slots + self.prompt_slots, 1)
         return decode, inference - decode, self.seconds - inference
+
+    @property
+    def parts(self) -> tuple[float, float, float, float]:
+        """As `split`, with finetuning's time divided into that of its forward windows and that of its units."""
+        decode, prompt, finetune = self.split
+        units = min(finetune, self.seconds * self.unit_share) if self.finetune_slots else finetune
+        return decode, prompt, finetune - units, units
 
 
 @dataclass(frozen=True)
@@ -92,4 +101,5 @@ def record_of(iteration: Iteration, start: float, seconds: float, serving_second
         updates=kinds.count(UnitKind.UPDATE),
         inference_share=share if iteration.decode or iteration.prompts else 0.0,
         context_tokens=iteration.context_tokens,
+        unit_share=min(1.0, iteration.unit_seconds / iteration.predicted) if iteration.units else 0.0,
     )

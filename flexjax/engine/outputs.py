@@ -56,6 +56,11 @@ class Collector:
             self._tell()
         return stopped
 
+    def begin(self, start: int, moment: float) -> None:
+        """Prompt tokens are computed from this position on; only the first time tells what was cached, and when."""
+        if self.output.cached_tokens is None:
+            self.output.cached_tokens, self.output.seated = start, moment
+
     def push_prompt_logprobs(self, entries: list[dict[int, float]]) -> None:
         """Log-probabilities of the next prompt tokens."""
         if self.output.prompt_logprobs is not None:
@@ -72,6 +77,7 @@ class Collector:
         its, ids = self.output, self.output.token_ids
         snapshot = RequestOutput(its.index, its.prompt_token_ids, Prefix(ids, len(ids)), its.text)
         snapshot.logprobs, snapshot.prompt_logprobs = its.logprobs, its.prompt_logprobs
+        snapshot.cached_tokens, snapshot.seated = its.cached_tokens, its.seated
         self.listener.put(snapshot)
 
 

@@ -4,7 +4,8 @@ Used from one thread only, the engine's. Programs are enqueued; `InFlight.wait` 
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import jax
@@ -27,6 +28,11 @@ from flexjax.models.matrices import with_matrices
 from flexjax.scheduler.output import Completion, Iteration, Unit, UnitKind
 from flexjax.state import AdapterStack, Gradients, Master, gradient_shapes, pool_shape, row_shapes
 from flexjax.steps.update import OptimizerSpec
+
+
+class DeviceLost(BaseException):
+    """A program failed that had been given arrays which everybody needs: nothing can go on. Not an Exception: whoever
+    deals with the faults of one job or one adapter must not take it for one."""
 
 
 @dataclass
@@ -63,7 +69,8 @@ class InFlight:
 
     Attributes:
         losses: (unit, float32 scalar) per loss window; norms: job -> gradient norm of its update.
-        fence: done when the last program of the iteration is.
+        fence: done when the last program of the iteration is; fences: those of units, by job, with its last unit.
+        faults: units that failed, when they were dispatched or later.
         completion: what the scheduler made of its tokens, once they are read.
         ended: seconds on the engine's clock, once the host has noticed; seconds: what it took, set by `wait`.
     """
@@ -74,6 +81,8 @@ class InFlight:
     losses: list[tuple[Unit, jax.Array]] = field(default_factory=list)
     norms: dict[str, jax.Array] = field(default_factory=dict)
     fence: jax.Array | None = None
+    fences: dict[str, tuple[Unit, jax.Array]] = field(default_factory=dict)
+    faults: list[tuple[Unit, Exception]] = field(default_factory=list)
     completion: Completion | None = None
     ended: float | None = None
     seconds: float = 0.0
@@ -92,9 +101,15 @@ class InFlight:
         return self.ended is not None
 
     def wait(self, previous_end: float, clock: Callable[[], float]) -> float:
-        """Block until everything is done; returns the end on the engine's clock."""
+        """Block until everything is done; returns the end on the engine's clock. What a unit raises is a fault of its
+        job; what the forward step raises is everybody's."""
+        for unit, fence in self.fences.values():
+            try:
+                fence.block_until_ready()
+            except Exception as error:  # whatever the device says
+                self.faults.append((unit, error))
         if self.ended is None:
-            if self.fence is not None:
+            if self.fence is not None and not self.fences:
                 self.fence.block_until_ready()
             self.ended = clock()
         self.seconds = self.ended - max(self.started, previous_end)
@@ -139,14 +154,24 @@ class Runner:
     def dispatch_units(
         self, flight: InFlight, training: Mapping[int, Training], learning_rates: Mapping[str, float]
     ) -> None:
-        """Enqueue the iteration's units, but those of jobs that have ended since it was scheduled.
+        """Enqueue the iteration's units, but those of jobs that have ended since it was scheduled, or that follow a
+        fault of theirs.
 
         Args:
             learning_rates: job -> rate of its next update.
+
+        Raises:
+            DeviceLost: see there.
         """
+        faulty = set()
         for unit in flight.iteration.units:
-            if unit.job in self.jobs:
-                self._dispatch_unit(flight, unit, training.get(unit.microbatch), learning_rates)
+            if unit.job in self.jobs and unit.job not in faulty:
+                try:
+                    fence = self._dispatch_unit(flight, unit, training.get(unit.microbatch), learning_rates)
+                    flight.fences[unit.job] = unit, fence
+                except Exception as error:  # whatever its program, or what it is told, raises
+                    faulty.add(unit.job)
+                    flight.faults.append((unit, error))
 
     def forward(self, layout: SlotLayout, batch: np.ndarray, sampling: SamplingBatch) -> StepOutput:
         """The forward step and, behind it, the sampling step."""
@@ -159,7 +184,7 @@ class Runner:
             array.copy_to_host_async()  # behind the step, so that reading it later waits for no transfer
         return output
 
-    def _dispatch_unit(self, flight: InFlight, unit: Unit, training: Training | None, learning_rates) -> None:
+    def _dispatch_unit(self, flight: InFlight, unit: Unit, training: Training | None, learning_rates) -> jax.Array:
         job = self.jobs[unit.job]
         if unit.kind is UnitKind.LOSS:
             flight.fence = self.loss(job, loss_batch(self.programs.dims, training, unit.window))
@@ -169,6 +194,7 @@ class Runner:
             flight.fence = self.backward(job, unit.layer, batch)
         else:
             flight.fence = flight.norms[unit.job] = self.update(job, learning_rates[unit.job])
+        return flight.fence
 
     def loss(self, job: DeviceJob, batch: np.ndarray) -> jax.Array:
         program = self.programs.loss(job.shape)
@@ -185,7 +211,8 @@ class Runner:
         program = self.programs.update(job.shape, job.optimizer)
         scalars = np.float32(learning_rate), np.int32(job.version.first_column)
         states = job.master, job.gradients, self.stack
-        job.master, job.gradients, stack, norm = program(*states, *scalars, job.ratios)
+        with self._lending_stack():
+            job.master, job.gradients, stack, norm = program(*states, *scalars, job.ratios)
         self._take_stack(stack)
         return norm
 
@@ -202,7 +229,20 @@ class Runner:
     def publish(self, factors: dict, shape: JobShape, version: AdapterVersion) -> None:
         """Write adapter factors, {"a": module -> [layers, in, r], "b": ...} float32, where the version lies."""
         program = self.programs.publish(shape)
-        self._take_stack(program(self.stack, factors, np.int32(version.first_column)))
+        with self._lending_stack():
+            stack = program(self.stack, factors, np.int32(version.first_column))
+        self._take_stack(stack)
+
+    @contextmanager
+    def _lending_stack(self) -> Iterator[None]:
+        """Around a program that is given the stack, on the matrices of the base model. One that fails before it runs
+        leaves it; one that fails on the device takes it along. Raises DeviceLost."""
+        try:
+            yield
+        except Exception as error:
+            if any(array.is_deleted() for array in jax.tree.leaves(self.stack)):
+                raise DeviceLost(f"what writes adapters failed on the device and took the weights: {error}") from error
+            raise
 
     def _take_stack(self, stack: AdapterStack) -> None:
         """What a program that wrote adapters gave back, in the memory that it was given: views of layers lie there.

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 
 from flexjax.compiler.rematerialization import all_plans, backward_work, resolve_tape
 from flexjax.config import EngineConfig
+from flexjax.engine.blueprint import Compiled
 from flexjax.engine.calibration import calibrate_forward
 from flexjax.engine.layouts import LayoutCatalog
-from flexjax.engine.machine import claim_memory, device_mesh, memory_limit, use_compilation_cache
+from flexjax.engine.machine import claim_memory, device_mesh, memory_limit, program_folder
 from flexjax.engine.programs import JobShape, Programs
 from flexjax.engine.runner import Runner
 from flexjax.fields import ConfigError
@@ -24,7 +25,7 @@ from flexjax.models.config import ModelConfig
 from flexjax.models.lora import MODULES
 from flexjax.request import SamplingLevel
 from flexjax.scheduler import LatencyModel, Policy, policy_from_name
-from flexjax.state import UNTAPED_COLUMNS, Dimensions, nbytes
+from flexjax.state import KV_COLUMNS, Dimensions, nbytes
 from flexjax.steps.kernels import Kernels
 from flexjax.weights.source import ModelSource
 
@@ -71,7 +72,8 @@ def tape_of(config: EngineConfig, model: ModelConfig, weight_bytes: int) -> tupl
     plan = plan_pages(config, lean, weight_bytes, temporaries=0)
     pages = config.pages or plan.affordable
     for_tapes = max(pages // 2, pages - config.max_rows * lean.context_pages)
-    columns = for_tapes // (config.max_running_jobs * lean.microbatch // PAGE_TOKENS) - UNTAPED_COLUMNS
+    blocks = lean.microbatch // PAGE_TOKENS
+    columns = (for_tapes // config.max_running_jobs - lean.final_pages(blocks)) // blocks - KV_COLUMNS
     work = backward_work(model, MODULES, lean.dtype, tp=config.tp, mean_context=config.max_model_len // 2)
     leanest = all_plans(work)[0].columns
     return resolve_tape(config.tape, work, columns=max(columns, leanest)).names
@@ -98,7 +100,6 @@ class Machine:
 
     def __init__(self, config: EngineConfig, source: ModelSource, progress: Callable[[str], None]):
         claim_memory(config.memory_fraction)
-        use_compilation_cache(config.compilation_cache)
         self.config, self.progress = config, progress
         self.catalog = LayoutCatalog(config, policy_of(config).layout)
         self.layouts = self.catalog.layouts
@@ -110,11 +111,11 @@ class Machine:
         weight_bytes = nbytes(shapes) // config.tp
         dims = dimensions_of(config, source.config, tape_of(config, source.config, weight_bytes))
         self.plan = plan_pages(config, dims, weight_bytes, temporaries=0)
-        programs = Programs(definition, shapes, with_pages(dims, self.plan), kernels, mesh)
+        programs = Programs(definition, shapes, with_pages(dims, self.plan), kernels, mesh, program_folder(config))
         weights = self._weights(programs, source, shapes)
         supposed, self.plan = self.plan, plan_pages(config, dims, weight_bytes, self._temporaries(programs))
         if self.plan.pages != supposed.pages:
-            programs = Programs(definition, shapes, with_pages(dims, self.plan), kernels, mesh)
+            programs = Programs(definition, shapes, with_pages(dims, self.plan), kernels, mesh, program_folder(config))
         self._compile(programs)
         self.runner = Runner(programs, weights)
         self.latency = LatencyModel()
@@ -140,19 +141,19 @@ class Machine:
         return programs.forward(largest).memory.temp_size_in_bytes + logits
 
     def _compile(self, programs: Programs) -> None:
-        """Compile every layout and what samples from it, several at a time."""
+        """Get every layout and what samples from it, several at a time."""
         started, total = time.perf_counter(), len(self.layouts)
 
-        def ready(layout: SlotLayout) -> tuple[SlotLayout, float]:
-            program = programs.forward(layout)
+        def ready(layout: SlotLayout) -> tuple[SlotLayout, Compiled]:
             programs.sample(layout.rows, SamplingLevel.GREEDY, layout.logprobs)
-            return layout, program.seconds
+            return layout, programs.forward(layout)
 
         with ThreadPoolExecutor(min(COMPILERS, os.cpu_count() or 1)) as compilers:
             compiling = [compilers.submit(ready, layout) for layout in self.layouts]
             for number, finished in enumerate(as_completed(compiling), 1):
-                layout, seconds = finished.result()
-                self.progress(f"compiled {number} of {total}: {describe(layout)} in {seconds:.1f} s")
+                layout, program = finished.result()
+                done = "loaded" if program.stored else "compiled"
+                self.progress(f"ready {number} of {total}: {describe(layout)}, {done} in {program.seconds:.1f} s")
         self.progress(f"{total} programs ready in {time.perf_counter() - started:.1f} s")
 
 

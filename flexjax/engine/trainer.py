@@ -1,17 +1,20 @@
 """Trainer: finetuning jobs between their data, the scheduler and the device. Runs on the engine's thread.
 
-A job's life here: prepared (data read) → admitted (master and gradients on the device, a private adapter version) →
-its microbatches offered to the scheduler one after another → results recorded → finished (the version is announced
-under the job's name, or given up).
+A job's life here: prepared (data read) → admitted (its master on the device) → begun, once its private adapter version
+has a place → its microbatches offered to the scheduler one after another → results recorded → finished (the version is
+announced under the job's name, or given up).
 """
 
+import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from flexjax.engine.adapters import AdapterTable, AdapterVersion, NoRoomForAdapter
+from flexjax.engine.adapter_tier import AdapterTier, User
+from flexjax.engine.adapters import AdapterVersion, NoRoomForAdapter
 from flexjax.engine.batch import Training
 from flexjax.engine.calibration import calibrate_job
 from flexjax.engine.checkpoints import Checkpoints
@@ -25,15 +28,20 @@ from flexjax.finetuning.packing import PackedMicrobatch
 from flexjax.scheduler.cursor import Microbatch
 from flexjax.scheduler.output import Iteration, UnitKind
 from flexjax.scheduler.scheduler import Scheduler
-from flexjax.state import UNTAPED_COLUMNS, padded_rank
+from flexjax.state import KV_COLUMNS, Master, padded_rank
 from flexjax.steps.update import OptimizerSpec, new_master
 from flexjax.weights.adapter import LoraAdapter
 from flexjax.weights.checkpoint import CheckpointError, CheckpointInfo
+
+logger = logging.getLogger(__name__)
 
 KEPT_MICROBATCHES = 100_000
 
 ShowCheckpoint = Callable[[int, LoraAdapter, list[dict]], None]
 """Takes a checkpoint's step, its adapter and the job's events up to it."""
+
+ShowTrained = Callable[[LoraAdapter], None]
+"""Takes the adapter of a job that succeeds."""
 
 
 @dataclass(eq=False)
@@ -41,9 +49,10 @@ class Job:
     """A job that the engine knows.
 
     Attributes:
-        show_checkpoint: see `Engine.finetune`.
+        show_checkpoint, show_trained: see `Engine.finetune`.
         adapter: where it starts from; checkpoint: where it goes on from, None at the beginning.
         losses: of the group being read, by (microbatch, window); norm: of its update, once read.
+        version: where its adapter lies on the device, or waits for a place; None before the job is admitted.
         packed: microbatches whose results are still to be read, by id.
         current: those that still have units to dispatch, the oldest first.
         steps: optimizer steps dispatched; saved: those in the newest checkpoint.
@@ -53,6 +62,8 @@ class Job:
     adapter: LoraAdapter
     checkpoint: CheckpointInfo | None = None
     show_checkpoint: ShowCheckpoint | None = None
+    show_trained: ShowTrained | None = None
+    version: AdapterVersion | None = None
     losses: dict[tuple[int, int], float] = field(default_factory=dict)
     norm: float | None = None
     packed: dict[int, PackedMicrobatch] = field(default_factory=dict)
@@ -78,8 +89,9 @@ class Job:
         """What `Checkpoints.save` calls."""
         if self.show_checkpoint is None:
             return None
+        adapter = self.adapter
         return lambda step, arrays, state: self.show_checkpoint(
-            step, without_padding(self.adapter, arrays["a"], arrays["b"]), state["events"]
+            step, without_padding(adapter, arrays["a"], arrays["b"]), state["events"]
         )
 
 
@@ -90,6 +102,7 @@ class Trainer:
         announce: called with (version, trained adapter) when a job succeeds; makes the version serve.
 
     Attributes:
+        jobs: all that there were, by name; of those that have ended, without what is large.
         settled: training microbatches whose backward pass has ended, the newest last; only ever appended to.
     """
 
@@ -97,36 +110,53 @@ class Trainer:
         self,
         runner: Runner,
         scheduler: Scheduler,
-        adapters: AdapterTable,
+        tier: AdapterTier,
         max_running: int,
         checkpoints: Checkpoints,
         announce: Callable[[AdapterVersion, LoraAdapter], None],
     ):
-        self.runner, self.scheduler, self.adapters, self.announce = runner, scheduler, adapters, announce
+        self.runner, self.scheduler, self.tier, self.announce = runner, scheduler, tier, announce
         self.queue, self.checkpoints = JobQueue(max_running), checkpoints
         self.jobs: dict[str, Job] = {}
+        self._unended: list[Job] = []
         self.training: dict[int, Training] = {}
         self.settled: deque[SettledMicrobatch] = deque(maxlen=KEPT_MICROBATCHES)
         self._next_id = 0
 
     def submit(self, job: Job) -> None:
         """Queue a job. Raises ConfigError if one of its name has not ended."""
+        self._forget_ended()
         self.queue.submit(job.run)
         self.jobs[job.name] = job
+        self._unended.append(job)
 
     def offer(self) -> None:
         """Start queued jobs, and hand the scheduler the next microbatch of every job that wants one."""
         for run in self.queue.admit():
-            self._start(self.jobs[run.job.name])
-            self._finish_if_done(self.jobs[run.job.name])
+            job = self.jobs[run.job.name]
+            with self._faults_of(job):
+                self._start(job)
         for job in self._wanting():
-            packed = job.run.peek(len(job.current))
-            if self._ready(job, packed):
-                self._offer_microbatch(job, packed)
+            with self._faults_of(job):
+                packed = job.run.peek(len(job.current))
+                if self._ready(job, packed):
+                    self._offer_microbatch(job, packed)
+
+    @contextmanager
+    def _faults_of(self, job: Job) -> Iterator[None]:
+        """Whatever goes wrong inside ends this job, and no other and no request."""
+        try:
+            yield
+        except Exception as error:
+            logger.exception("a fault ends the job %s", job.name)
+            if not job.run.status.final:
+                job.run.fail(f"{type(error).__name__}: {error}")
+            self._finish_if_done(job)
 
     def _wanting(self) -> list[Job]:
         """Running jobs with data left that could have another microbatch on its way."""
-        running = [self.jobs[run.job.name] for run in self.queue.running() if not run.exhausted]
+        begun = [run for run in self.queue.running() if run.job.name in self.runner.jobs]
+        running = [self.jobs[run.job.name] for run in begun if not run.exhausted]
         return [job for job in running if self.scheduler.wants_microbatch(job.name)]
 
     def _ready(self, job: Job, packed: PackedMicrobatch) -> bool:
@@ -140,13 +170,26 @@ class Trainer:
         try:
             if job.checkpoint is not None:
                 master = self.checkpoints.restore(job.checkpoint, master)
-            version = self.adapters.place(job.name, shape.rank, job.adapter.scale)
+            job.version = self.tier.table.new(job.name, shape.rank, job.adapter.scale)
         except (NoRoomForAdapter, CheckpointError) as error:
             job.run.fail(str(error))
             return
-        self.runner.add_job(job.name, shape, spec, version, master, job.adapter.ratios)
-        self.scheduler.set_job(job.name, job.run.job.weight)
-        calibrate_job(self.runner, self.scheduler.latency, job.name)
+        begin = lambda: self._begin(job, shape, spec, master)
+        user = User((0, self.runner.clock(), 0), begin, lambda error: job.run.fail(str(error)))
+        self.tier.want(job.version, job.name, user)
+
+    def _begin(self, job: Job, shape: JobShape, spec: OptimizerSpec, master: Master) -> None:
+        """Its version has a place, which it keeps until the job ends."""
+        with self._faults_of(job):
+            try:
+                self.runner.add_job(job.name, shape, spec, job.version, master, job.adapter.ratios)
+            except BaseException:
+                self.tier.table.discard(job.version)
+                self.tier.release(job.version)
+                raise
+            self.scheduler.set_job(job.name, job.run.job.weight, paused=job.run.status is JobStatus.PAUSED)
+            calibrate_job(self.runner, self.scheduler.latency, job.name)
+            self._finish_if_done(job)  # its last checkpoint may have been of its last step
 
     def _offer_microbatch(self, job: Job, packed: PackedMicrobatch) -> None:
         dims, device_job = self.runner.programs.dims, self.runner.jobs[job.name]
@@ -158,8 +201,9 @@ class Trainer:
             window=dims.window,
             layers=dims.model.num_layers,
             lowest_layer=0 if packed.evaluation else lowest_adapted_layer(job.adapter),
-            pages_per_block=UNTAPED_COLUMNS if packed.evaluation else dims.pages_per_block,
+            pages_per_block=KV_COLUMNS if packed.evaluation else dims.pages_per_block,
             closes_group=packed.closes_group,
+            finals_per_page=dims.finals_per_page,
             evaluation=packed.evaluation,
             adapter_version=device_job.version.version,
             dropout=device_job.shape.dropout and not packed.evaluation,
@@ -176,7 +220,7 @@ class Trainer:
         self.training[microbatch.id] = Training(
             packed,
             self.scheduler.microbatch_pages(microbatch.id),
-            self.adapters.pin(device_job.version),
+            self.tier.table.pin(device_job.version),
             dropout=0.0 if packed.evaluation else job.run.job.dropout,
             seed=hash((job.run.job.seed, packed.step, packed.index)) & 0xFFFFFFFF,
         )
@@ -202,18 +246,42 @@ class Trainer:
                 del job.current[0]
                 job.run.advance()
 
+    def failed(self, flight: InFlight) -> None:
+        """A unit that could not be dispatched, or that failed on the device, ends its job."""
+        for unit, error in flight.faults:
+            job = self.jobs[unit.job]
+            if unit.microbatch in job.packed:  # else it has ended already
+                with self._faults_of(job):
+                    raise error
+
     def completed(self, flight: InFlight) -> None:
         """Read the iteration's results; record steps; finish jobs that are done."""
+        self.failed(flight)
         for unit, loss in flight.losses:
-            self.jobs[unit.job].losses[unit.microbatch, unit.window] = float(loss)
+            job = self.jobs[unit.job]
+            if unit.microbatch in job.packed:  # else it has ended, and another may have its name
+                with self._faults_of(job):
+                    job.losses[unit.microbatch, unit.window] = float(loss)
         for name, norm in flight.norms.items():
-            self.jobs[name].norm = float(norm)
+            if name in self.runner.jobs:
+                with self._faults_of(self.jobs[name]):
+                    self.jobs[name].norm = float(norm)
         for identifier in flight.completion.microbatches:
             self._settle(identifier, flight.iteration.index)
-        for job in list(self.jobs.values()):
-            if job.due and job.run.settled:
-                self.save(job)
-            self._finish_if_done(job)
+        for job in self._unended:
+            with self._faults_of(job):
+                if job.due and job.run.settled:
+                    self.save(job)
+                self._finish_if_done(job)
+        self._forget_ended()
+
+    def _forget_ended(self) -> None:
+        """What was reported of a job stays; its data and where it began do not."""
+        for job in [job for job in self._unended if job.run.status.final and not job.packed]:
+            self._unended.remove(job)
+            job.run.release_data()
+            job.adapter = None
+            self.scheduler.cancel_job(job.name)
 
     def save(self, job: Job) -> None:
         """Checkpoint a job whose results are all recorded."""
@@ -226,9 +294,12 @@ class Trainer:
         training = self.training.pop(identifier, None)
         if training is None:
             return  # its job was cancelled after the scheduler reported it
-        self.adapters.unpin(training.adapter)
-        job = next(job for job in self.jobs.values() if identifier in job.packed)
-        packed = job.packed.pop(identifier)
+        self.tier.table.unpin(training.adapter)
+        job = next(job for job in self._unended if identifier in job.packed)
+        with self._faults_of(job):
+            self._record(job, job.packed.pop(identifier), iteration)
+
+    def _record(self, job: Job, packed: PackedMicrobatch, iteration: int) -> None:
         if not packed.evaluation:
             trained = sum(each.trained_tokens for each in packed.examples)
             self.settled.append(SettledMicrobatch(job.name, iteration, packed.tokens, trained))
@@ -243,19 +314,24 @@ class Trainer:
 
     def _finish_if_done(self, job: Job) -> None:
         run = job.run
+        if run.status.final and job.version is not None and self.tier.give_up(job.version, job.name):
+            self.tier.table.discard(job.version)  # it ended before it had a place
         if job.name not in self.runner.jobs:
             return
         if run.status.final:
             self._stop(job)
-            self.adapters.discard(self.runner.jobs[job.name].version)
+            self.tier.table.discard(job.version)
             self.runner.drop_job(job.name)
+            self.tier.release(job.version)
         elif run.status is JobStatus.RUNNING and run.exhausted and run.settled and not job.packed:
             if job.saved != job.steps:
                 self.save(job)
             trained = self.trained_adapter(job)
-            version = self.runner.jobs[job.name].version
+            if job.show_trained is not None:
+                job.show_trained(trained)
             self.runner.drop_job(job.name)
-            self.announce(version, trained)
+            self.announce(job.version, trained)
+            self.tier.release(job.version)
             run.succeed()
 
     def trained_adapter(self, job: Job) -> LoraAdapter:
@@ -288,12 +364,13 @@ class Trainer:
     def resume(self, name: str) -> None:
         self.jobs[name].run.resume()
         self.scheduler.set_job(name, self.jobs[name].run.job.weight, paused=False)
+        self._finish_if_done(self.jobs[name])  # its last results may have come while it was paused
 
     def _stop(self, job: Job) -> None:
         """Give up what a job has on its way."""
         self.scheduler.cancel_job(job.name)
         for identifier in job.packed:
-            self.adapters.unpin(self.training.pop(identifier).adapter)
+            self.tier.table.unpin(self.training.pop(identifier).adapter)
         job.packed.clear()
         job.current.clear()
 

@@ -16,7 +16,8 @@ from flexjax.fields import ConfigError
 
 MAX_PROBLEMS = 20
 KINDS = (("messages",), ("prompt", "completion"), ("input_ids", "loss_mask"))
-ROLES = ("system", "user", "assistant", "tool")
+ROLES = ("system", "user", "assistant", "tool", "developer")
+MESSAGE_KEYS = {"role", "content"}, {"role", "content", "weight"}
 
 
 class DatasetError(ConfigError):
@@ -29,7 +30,8 @@ class RowError(ValueError):
 
 class RowTokenizer(Protocol):
     """The part of a tokenizer that rows need. Both chat methods raise ValueError for a chat that the template
-    refuses; ``assistant_mask`` marks the tokens an assistant writes, the one that ends its turn included."""
+    refuses; ``assistant_mask`` marks the tokens an assistant writes in messages to be learned, the one that ends its
+    turn included."""
 
     eos_token_id: int | None
 
@@ -37,7 +39,7 @@ class RowTokenizer(Protocol):
 
     def apply_chat_template(self, messages: list[dict], add_generation_prompt: bool) -> list[int]: ...
 
-    def assistant_mask(self, messages: list[dict]) -> tuple[list[int], list[int]]: ...
+    def assistant_mask(self, messages: list[dict], learned: Sequence[bool]) -> tuple[list[int], list[int]]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,11 +192,15 @@ def row_kind(row: Any) -> tuple[str, ...]:
 
 
 def encode_messages(messages: Any, tokenizer: RowTokenizer, train_on: str) -> tuple[list[int], list]:
+    """OpenAI's weights of an assistant's messages, 0 or 1, say which are learned; "developer" is the newer word for
+    "system"."""
     check_messages(messages)
-    messages = [dict(message) for message in messages]
+    learned = [message.get("weight") != 0 for message in messages]
+    roles = ["system" if message["role"] == "developer" else message["role"] for message in messages]
+    messages = [{"role": role, "content": each["content"]} for role, each in zip(roles, messages, strict=True)]
     try:
         if train_on == "assistant":
-            return tokenizer.assistant_mask(messages)
+            return tokenizer.assistant_mask(messages, learned)
         ids = tokenizer.apply_chat_template(messages, add_generation_prompt=False)
     except ValueError as error:
         raise RowError(str(error)) from error
@@ -205,12 +211,19 @@ def check_messages(messages: Any) -> None:
     if not isinstance(messages, list | tuple) or not messages:
         raise RowError("messages must be a list of at least one message")
     for number, message in enumerate(messages, 1):
-        if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
-            raise RowError(f"message {number} must be an object with the keys role and content, and no other")
+        if not isinstance(message, Mapping) or set(message) not in MESSAGE_KEYS:
+            raise RowError(f"message {number} must be an object with the keys role and content or weight, and no other")
         if message["role"] not in ROLES:
             raise RowError(f"message {number} has the role {message['role']!r}; it must be one of {', '.join(ROLES)}")
         if not isinstance(message["content"], str):
             raise RowError(f"message {number}: content must be text, not {type(message['content']).__name__}")
+        check_weight(number, message)
+
+
+def check_weight(number: int, message: Mapping[str, Any]) -> None:
+    weight = message.get("weight")
+    if weight is not None and (message["role"] != "assistant" or not is_whole(weight) or weight not in (0, 1)):
+        raise RowError(f"message {number}: weight is {weight!r}; only an assistant's message has one, which is 0 or 1")
 
 
 def encode_completion(row: Mapping[str, Any], tokenizer: RowTokenizer, train_on: str) -> tuple[list[int], list]:

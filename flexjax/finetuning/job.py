@@ -32,8 +32,8 @@ class FinetuneJob:
             computed, so that steps of full microbatches come out full; None takes ``batch_size`` sequences.
         max_length: longer rows are cut off there; None takes the largest that a microbatch holds.
         max_grad_norm: global norm to clip to; None does not clip.
-        train_on: "assistant" trains assistant messages and completions, "all" every token. The ``loss_mask`` of a
-            row of token ids always decides for itself.
+        train_on: "assistant" trains completions and the assistant's messages but those with ``"weight": 0``, "all"
+            every token. The ``loss_mask`` of a row of token ids always decides for itself.
         weight: share of the finetuning room among the jobs that run.
         checkpoint_every, evaluate_every: optimizer steps between two; None checkpoints only when stopped or done
             and evaluates at the end of each epoch.

@@ -25,6 +25,8 @@ class JobRun:
     dispatch.
 
     Attributes:
+        train, validation: its data; None once the job has ended and nothing of it is on its way.
+        total_steps: optimizer steps from its beginning to its end.
         status: see `TRANSITIONS`.
         error: why it failed, for the user; None otherwise.
         losses: one per optimizer step: the mean over the group's trained tokens.
@@ -49,6 +51,7 @@ class JobRun:
         self._cursor = DataCursor(job, train, validation, microbatch_tokens)
         self._unread = 0
         self._began = False
+        self.total_steps = self._cursor.order.total_steps
         self.learning_rate = learning_rate(job, self.total_steps)
 
     @classmethod
@@ -83,10 +86,6 @@ class JobRun:
         return cls(job, train, validation, microbatch_tokens, clock)
 
     @property
-    def total_steps(self) -> int:
-        return self._cursor.order.total_steps
-
-    @property
     def position(self) -> Position:
         return self._cursor.position
 
@@ -116,13 +115,16 @@ class JobRun:
 
     def record_step(self, loss: float, grad_norm: float) -> None:
         """Results of the next optimizer step: its mean loss and the global gradient norm before clipping. The job
-        fails, with the data rows of the step, if either is not a number."""
+        fails, with the learning rate and the data rows of the step, if either is not a finite number: nothing useful
+        can follow."""
         self._unread -= 1
         step = len(self.losses)
         if self.status.final:
             return
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            self.fail(f"loss is {loss} and gradient norm {grad_norm}", step=step + 1, lines=self.group_lines(step))
+            rate = float(self.learning_rate(step))
+            said = f"loss is {loss}, gradient norm {grad_norm} and learning rate {rate:g}"
+            self.fail(said, step=step + 1, lines=self.group_lines(step))
             return
         self.losses.append(float(loss))
         self._record(
@@ -179,6 +181,11 @@ class JobRun:
         rows = f"; its data rows are {', '.join(map(str, lines))} of {self.train.source}" if lines else ""
         self.error = f"job {self.job.name!r}: {error}{where}{rows}"
         self._enter(JobStatus.FAILED, error=self.error, step=step, lines=lines)
+
+    def release_data(self) -> None:
+        """The job has ended, and only what it reported is wanted any more."""
+        assert self.status.final, f"job {self.job.name!r} is {self.status} and needs its data"
+        self.train = self.validation = self._cursor = None
 
     @property
     def holds_seat(self) -> bool:

@@ -25,6 +25,7 @@ class Microbatch:
         window: slots of a loss or backward window, a multiple of 64; the grid starts at slot 0.
         lowest_layer: the backward pass ends with this layer.
         closes_group: an optimizer step follows.
+        finals_per_page: so many blocks share one more page, for their final hidden states; 0 for no such pages.
         evaluation: only the loss is wanted; nothing follows the loss windows.
         adapter_version: that makes the tape.
         dropout: LoRA dropout is applied, so the forward step needs a layout with it.
@@ -41,6 +42,7 @@ class Microbatch:
     lowest_layer: int
     pages_per_block: int
     closes_group: bool
+    finals_per_page: int = 0
     evaluation: bool = False
     adapter_version: int = 0
     dropout: bool = False
@@ -54,6 +56,8 @@ class Microbatch:
             raise ValueError(f"lowest_layer is {self.lowest_layer}; it must be in [0, {self.layers})")
         if self.pages_per_block < 1:
             raise ValueError(f"pages_per_block is {self.pages_per_block}; it must be at least 1")
+        if self.finals_per_page < 0:
+            raise ValueError(f"finals_per_page is {self.finals_per_page}; it must not be negative")
 
     @cached_property
     def first_blocks(self) -> tuple[int, ...]:
@@ -74,8 +78,9 @@ class Microbatch:
 
     @property
     def pages(self) -> int:
-        """Pages needed for all blocks."""
-        return self.blocks * self.pages_per_block
+        """Pages needed: those of every block, and those that blocks share."""
+        shared = -(-self.blocks // self.finals_per_page) if self.finals_per_page else 0
+        return self.blocks * self.pages_per_block + shared
 
     @property
     def last_unit(self) -> Unit:

@@ -1,5 +1,6 @@
 """Draft: an iteration under construction, and what it would cost with a little more in it."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -90,6 +91,24 @@ class Draft:
         """Predicted seconds as it stands; 0 if empty."""
         return 0.0 if self.empty else self._predict(self.need)
 
+    def best_rate(self, row_share: float, limit: float) -> float:
+        """Slots a second that requests could be served at most, in iterations of up to ``limit`` seconds.
+
+        Args:
+            row_share: of the slots, those that decode; their contexts are taken to be as long as in this draft.
+        """
+        context = self.need.row_context / max(len(self.decode), 1)
+        best = 0.0
+        for cost in self._costs:
+            slots = min(
+                cost.layout.rows / row_share if row_share else math.inf,
+                cost.layout.chunk / (1 - row_share) if row_share < 1 else math.inf,
+            )
+            seconds = self._latency.overhead + cost.base + cost.row * context * row_share * slots
+            if seconds <= limit:
+                best = max(best, slots / seconds)
+        return best
+
     def layout_for(self, need: Need) -> SlotLayout | None:
         """The cheapest layout for ``need``; among equals the one with fewest slots. None if no layout has it all."""
         return self._cheapest(need)[1]
@@ -153,6 +172,7 @@ class Draft:
             context_tokens=self.need.row_context + self.need.tile_context,
             admitted=tuple(self.admitted),
             tile_context=self.need.tile_context,
+            unit_seconds=self.work_seconds,
         )
 
     def _predict(self, need: Need) -> float:

@@ -92,7 +92,10 @@ class Jobs:
         tape = self.tapes.get(microbatch_id)
         if tape is None or tape.pages is None:
             raise LookupError(f"microbatch {microbatch_id} holds no pages")
-        return MicrobatchPages(tuple(batched(tape.pages, tape.microbatch.pages_per_block)))
+        microbatch = tape.microbatch
+        own = microbatch.blocks * microbatch.pages_per_block
+        blocks = tuple(batched(tape.pages[:own], microbatch.pages_per_block))
+        return MicrobatchPages(blocks, tuple(tape.pages[own:]), microbatch.finals_per_page)
 
     def cancel(self, name: str) -> None:
         """Forgets a job and what it has on its way; the pages return once the device is done with them."""
@@ -124,6 +127,11 @@ class Jobs:
                 tape.pages = self._reserve(tape.microbatch, spare)
                 if tape.pages is None:
                     return
+
+    @property
+    def robbed(self) -> bool:
+        """Some tape waits to get its pages back."""
+        return any(tape.pages is None and not self.jobs[tape.microbatch.job].paused for tape in self.tapes.values())
 
     def runnable(self, pages_short: bool = False) -> list[Job]:
         """Jobs with work that could run now.

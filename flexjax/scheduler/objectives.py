@@ -5,6 +5,10 @@ from flexjax.scheduler.policy import NOTHING, Policy, Share, View, positive, who
 PATIENCE = 4.0
 """Times its objective that a request without a first token waits behind others that can still be in time."""
 
+SURGE = 0.5, 0.7
+"""Finetuning fades while rising demand goes from the first of these shares of what could be served to the second.
+Filled up to their limit, iterations are as long as they may be, requests stay longer, and their rows are full before a
+burst is at its height. Demand that is high for long leaves finetuning what the limit leaves."""
 
 FADING = 0.98
 """Share of what a forward step of requests has needed that the next one is expected to need."""
@@ -52,10 +56,18 @@ class CoServe(Policy):
         late = view.oldest_arrival is not None and view.now - view.oldest_arrival > self.ttft / 2
         if view.serving_seconds and view.waiting and view.rows_full and late:
             return Share(limit=self.limit, tiles=0, units=0)
+        limit = faded(self.limit, view.serving_seconds, view.surge) if view.serving_seconds else self.limit
         if self.itl is None or not view.decoding:
-            return Share(limit=self.limit)
+            return Share(limit=limit)
         self._lately = min(max(view.serving_seconds, self._lately * FADING), self.limit / 2)
-        return Share(limit=self.limit, forward=self.limit - view.carried_seconds, work=self.limit - self._lately)
+        return Share(limit=limit, forward=self.limit - view.carried_seconds, work=self.limit - self._lately)
+
+
+def faded(limit: float, serving: float, surge: float) -> float:
+    """The limit, or less of what it leaves beside the requests."""
+    low, high = SURGE
+    gone = min(max((surge - low) / (high - low), 0.0), 1.0)
+    return limit - gone * max(limit - serving, 0.0)
 
 
 class Price(Policy):

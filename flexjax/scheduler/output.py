@@ -112,6 +112,7 @@ class Iteration:
         limit: seconds it was allowed; None if nothing bounded it.
         context_tokens: key positions read: the sum over decode slots and tiles of what each attends to.
         tile_context: the tiles' part of it.
+        unit_seconds: predicted, of the units; the rest of ``predicted`` is the forward step's.
         admitted: requests that got their row in this iteration, so that the row's state on the device starts anew.
     """
 
@@ -126,6 +127,7 @@ class Iteration:
     context_tokens: int
     admitted: tuple[int, ...] = ()
     tile_context: int = 0
+    unit_seconds: float = 0.0
 
     @property
     def decode_slots(self) -> int:
@@ -157,9 +159,22 @@ class Iteration:
 
 @dataclass(frozen=True)
 class MicrobatchPages:
-    """Pages of one microbatch: per block of 64 slots, column 0 K/V, column 1 the final hidden state, the rest tape."""
+    """Pages of one microbatch.
+
+    Attributes:
+        blocks: per block of 64 slots, column 0 K/V, the rest tape.
+        finals: of final hidden states, each shared by ``finals_per_page`` blocks one after another.
+    """
 
     blocks: tuple[tuple[int, ...], ...]
+    finals: tuple[int, ...] = ()
+    finals_per_page: int = 0
+
+    @property
+    def final_places(self) -> tuple[int, ...]:
+        """Where each block's final hidden state lies: places are counted through all pages of the pool."""
+        share = self.finals_per_page
+        return tuple(self.finals[block // share] * share + block % share for block in range(len(self.blocks)))
 
 
 class NewToken(NamedTuple):

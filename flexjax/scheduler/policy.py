@@ -22,6 +22,8 @@ class View:
         finetuning: some job has work that could run now.
         serving_seconds: predicted seconds of the iteration with the requests alone, once they are planned; 0 before,
             and if there is none in it.
+        surge: what requests ask for now, as a share of the most that iterations within their limit could serve, if it
+            is clearly more than lately; else 0. Known once the requests are planned.
         carried_seconds: predicted seconds of the units since the last forward step: they stand between the tokens of
             that step and those of the next.
     """
@@ -36,6 +38,7 @@ class View:
     finetuning: bool
     serving_seconds: float = 0.0
     carried_seconds: float = 0.0
+    surge: float = 0.0
 
     @property
     def serving(self) -> bool:

@@ -48,12 +48,12 @@ class PrefixCache:
     def spare(self) -> int:
         return len(self._spare)
 
-    def match(self, version: int, tokens: Sequence[int]) -> list[Entry]:
+    def match(self, version: int, tokens: Sequence[int], salt: str = "") -> list[Entry]:
         """The longest run of cached pages that starts ``tokens`` but leaves at least its last token to compute."""
         run: list[Entry] = []
         parent = None
         for page in range((len(tokens) - 1) // PAGE_TOKENS):
-            content = page_content(tokens, page)
+            content = page_content(tokens, page, salt)
             entry = self._entries.get(self._key(version, parent, content))
             if entry is None or not entry.stands_for(version, parent, content):
                 break
@@ -128,6 +128,8 @@ class PrefixCache:
         self.pool.release(entry.page)
 
 
-def page_content(tokens: Sequence[int], page: int) -> tuple[int, ...]:
-    """The 64 tokens of full page ``page`` of a sequence."""
-    return tuple(tokens[page * PAGE_TOKENS : (page + 1) * PAGE_TOKENS])
+def page_content(tokens: Sequence[int], page: int, salt: str = "") -> tuple[int | str, ...]:
+    """The 64 tokens of full page ``page`` of a sequence. A salt stands before the first of them, and so keeps the whole
+    chain apart from those of other salts."""
+    content = tuple(tokens[page * PAGE_TOKENS : (page + 1) * PAGE_TOKENS])
+    return (salt, *content) if salt and page == 0 else content

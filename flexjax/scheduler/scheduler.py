@@ -5,9 +5,10 @@ to each other, and knows no device: what it decides is an ``Iteration``, what it
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from flexjax.layout import PAGE_TOKENS, SlotLayout
+from flexjax.layout import PAGE_TOKENS, SlotLayout, tiles_for
 from flexjax.request import FinishReason, Request
 from flexjax.scheduler.cursor import Microbatch
+from flexjax.scheduler.demand import Demand
 from flexjax.scheduler.draft import Draft
 from flexjax.scheduler.jobs import Jobs
 from flexjax.scheduler.latency import LatencyModel
@@ -83,6 +84,7 @@ class Scheduler:
         self._ledger = PageLedger(pages)
         self._jobs = Jobs(self._ledger)
         self._serving = Serving(self._ledger, max_rows, prefix_caching, self._jobs.reclaim)
+        self._demand = Demand()
         self._next_index = 0
         self._carried = 0.0
 
@@ -98,8 +100,9 @@ class Scheduler:
 
     @property
     def idle(self) -> bool:
-        """Nothing is under way and nothing could be scheduled before something is added."""
-        return not (self.in_flight or self._serving.sequences or self._jobs.runnable())
+        """Nothing is under way and nothing could be scheduled before something is added. A tape that lost its pages
+        gets them back in ``schedule``."""
+        return not (self.in_flight or self._serving.sequences or self._jobs.runnable() or self._jobs.robbed)
 
     @property
     def statistics(self) -> Statistics:
@@ -116,12 +119,18 @@ class Scheduler:
             preemptions=serving.preemptions,
         )
 
-    def add_request(self, request: Request) -> None:
-        """Queues a request.
+    @property
+    def running(self) -> list[int]:
+        """Requests that have a row, the most senior first."""
+        return [sequence.request.id for sequence in self._serving.seats.running]
 
-        Raises:
-            ValueError: it could never run: it is too long, or asks for what no layout offers.
-        """
+    def add_request(self, request: Request) -> None:
+        """Queues a request. Raises ValueError as `require_possible` does."""
+        self.require_possible(request)
+        self._serving.add(request)
+
+    def require_possible(self, request: Request) -> None:
+        """Raises ValueError if a request could never run: it is too long, or asks for what no layout offers."""
         tokens = len(request.prompt) + request.max_new_tokens
         if not request.prompt or request.max_new_tokens < 1:
             raise ValueError(f"request {request.id} has nothing to compute; it needs a prompt and max_new_tokens of 1")
@@ -133,7 +142,6 @@ class Scheduler:
                     f"{request.max_new_tokens} new), but {knob} allows {limit}; shorten it or raise {knob}"
                 )
         self._require_offered(request)
-        self._serving.add(request)
 
     def cancel(self, request_id: int) -> bool:
         """Ends a request at once; False if it is unknown or has ended."""
@@ -208,7 +216,9 @@ class Scheduler:
         if share.allowed:
             self._serving.plan(draft, share)
         served = draft.seconds if draft.serves else 0.0
-        room = self.policy.finetune(replace(self._view(now), serving_seconds=served))
+        self._demand.note(now, len(draft.decode), sum(tiles_for(part.length) for part in draft.prompts) * PAGE_TOKENS)
+        surge = self._surge(draft, share.limit)
+        room = self.policy.finetune(replace(self._view(now), serving_seconds=served, surge=surge))
         if room.allowed:
             self._jobs.plan(draft, room, self._serving.pages_short)
         self.policy.charge(draft.seconds - served)
@@ -235,6 +245,13 @@ class Scheduler:
         self._serving.check()
         self._jobs.check()
         self._ledger.check(self._serving.held() + self._jobs.held())
+
+    def _surge(self, draft: Draft, limit: float | None) -> float:
+        """See `View`. Without a limit there is no most that could be served."""
+        if limit is None or not self._demand.rises or not self._jobs.runnable():
+            return 0.0
+        best = draft.best_rate(self._demand.row_share, limit)
+        return self._demand.slots / best if best else 1.0
 
     def _commit(self, draft: Draft, share: Share, room: Share) -> Iteration | None:
         if draft.empty:

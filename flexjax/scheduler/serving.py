@@ -212,7 +212,8 @@ class Serving:
     def _cached(self, sequence: Sequence) -> list[Entry]:
         if not (self._caching and sequence.reuses_pages):
             return []
-        return self._ledger.cache.match(sequence.request.adapter_version, sequence.tokens)
+        request = sequence.request
+        return self._ledger.cache.match(request.adapter_version, sequence.tokens, request.cache_salt)
 
     def _obtain(self, run: list[Entry], count: int) -> tuple[int, ...] | None:
         """Pages for a newcomer, who leaves one for each running request."""
@@ -246,7 +247,7 @@ class Serving:
                 continue
             for page in range(len(sequence.entries), end // PAGE_TOKENS):
                 parent = sequence.entries[-1] if page else None
-                content = page_content(sequence.tokens, page)
+                content = page_content(sequence.tokens, page, sequence.request.cache_salt)
                 version = sequence.request.adapter_version
                 entry = self._ledger.cache.publish(version, parent, content, sequence.pages[page])
                 if entry is None:

@@ -1,11 +1,9 @@
 """/v1/load_lora_adapter and /v1/unload_lora_adapter, as vLLM has them.
 
-A name that is in use gets a new version: requests that run keep theirs. Folders outside the adapter folder cannot be
-named.
+A name that is in use gets a new version: requests that run keep theirs. Folders outside the owner's adapter folder
+cannot be named.
 """
 
-import os
-from pathlib import Path
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -16,15 +14,16 @@ from starlette.routing import Route
 from flexjax.config import nearest
 from flexjax.engine.adapters import UnknownAdapter
 from flexjax.server.bodies import parse_body, read_body
-from flexjax.server.errors import ApiError, model_not_found
-from flexjax.server.prompts import BodyError, shortened
+from flexjax.server.errors import ApiError, is_full, model_not_found
+from flexjax.server.owner import owner_of
+from flexjax.server.prompts import BodyError
 from flexjax.server.protocol import typed
 from flexjax.server.service import Service, service_of
+from flexjax.server.trained_models import JOB_NAMES
 
 LOAD_FIELDS = {"lora_name": str, "lora_path": str, "load_inplace": bool}
 UNLOAD_FIELDS = {"lora_name": str, "lora_int_id": int}
 LONGEST_NAME = 256
-JOB_NAMES = "ft:"
 
 
 def fields_of(raw: bytes, hints: dict[str, Any], needed: tuple[str, ...]) -> dict[str, Any]:
@@ -45,59 +44,56 @@ def checked_name(name: str, service: Service) -> str:
         raise BodyError(f"lora_name is {name!r}, which is the base model's name; choose another", "lora_name")
     if name.startswith(JOB_NAMES):
         raise BodyError(f"lora_name begins with {JOB_NAMES!r}, which names of finetuning jobs do", "lora_name")
+    if service.private and service.catalog.is_shared(name):
+        raise BodyError(f"lora_name is {name!r}, an adapter of the server's configuration; choose another", "lora_name")
+    if not service.private and service.loaded.is_of_a_job(name):
+        raise BodyError(f"lora_name is {name!r}, which a job of the configuration trains; choose another", "lora_name")
     if len(name) > LONGEST_NAME or not name.isprintable():
         raise BodyError(f"lora_name must be printable and of at most {LONGEST_NAME} characters", "lora_name")
     return name
 
 
-def folder_of(path: str, root: Path) -> Path:
-    """The folder that a client's path means, links followed.
-
-    Raises:
-        BodyError: it lies outside ``root``.
-    """
-    try:
-        folder = (root / path).resolve()
-        inside = folder.is_relative_to(root.resolve())
-    except (ValueError, OSError, RuntimeError) as error:  # a zero byte, a name too long, links in a circle
-        raise BodyError(f"lora_path is {shortened(path)}, which is no path", "lora_path") from error
-    if not inside:
-        raise BodyError(f"lora_path is {shortened(path)}, which is outside the server's adapter_dir", "lora_path")
-    return folder
-
-
-def load(service: Service, name: str, path: str) -> None:
+def load(service: Service, owner: str, name: str, path: str) -> None:
     """On a worker's thread. Raises ApiError, BodyError."""
-    root = service.config.adapters
-    folder = folder_of(path, root)
-    if not os.path.isdir(folder):
-        raise ApiError(404, f"There is no folder {shortened(path)} in the server's adapter_dir.", "lora_path")
     try:
-        service.engine.load_adapter(name, folder)
+        service.loaded.load(owner, checked_name(name, service), path)
+    except BodyError:
+        raise
     except (ValueError, OSError) as error:
-        hidden = str(error).replace(str(root.resolve()), "adapter_dir")  # where the server keeps things is its own
+        if is_full(error):
+            raise
+        hidden = service.catalog.readable(owner, service.loaded.hidden(owner, str(error)))
         raise ApiError(400, f"The adapter cannot be loaded: {hidden}", "lora_path") from error
-    service.adapter_paths[name] = path
 
 
 async def load_adapter(request: Request) -> Response:
     service = service_of(request)
     service.admission.require_open()
+    service.rates.take_request(owner_of(request))
     body = fields_of(await read_body(request, service.config.max_body_bytes), LOAD_FIELDS, ("lora_name", "lora_path"))
-    name = checked_name(body["lora_name"], service)
-    await run_in_threadpool(load, service, name, body["lora_path"])
+    name = body["lora_name"]
+    await run_in_threadpool(load, service, owner_of(request), name, body["lora_path"])
     return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
+
+
+def unload(service: Service, owner: str, name: str) -> None:
+    """On a worker's thread. Raises ApiError, BodyError."""
+    found = service.catalog.find(owner, name)
+    if found is None:
+        raise model_not_found(name)
+    if service.private and service.catalog.is_shared(found):
+        raise BodyError(f"lora_name is {name!r}, an adapter of the server's configuration; it stays", "lora_name")
+    try:
+        service.loaded.unload(found)
+    except UnknownAdapter as error:
+        raise model_not_found(name) from error
 
 
 async def unload_adapter(request: Request) -> Response:
     service = service_of(request)
     body = fields_of(await read_body(request, service.config.max_body_bytes), UNLOAD_FIELDS, ("lora_name",))
     name = body["lora_name"]
-    try:
-        await run_in_threadpool(service.engine.unload_adapter, name)
-    except UnknownAdapter as error:
-        raise model_not_found(name) from error
-    service.adapter_paths.pop(name, None)
+    await run_in_threadpool(unload, service, owner_of(request), name)
     return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")
 
 

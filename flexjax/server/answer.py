@@ -29,11 +29,14 @@ class Heading:
         }
 
 
-def usage_of(generation: Generation, completion_tokens: int) -> dict[str, int]:
-    """Every prompt counts once, whatever n is."""
+def usage_of(generation: Generation, completion_tokens: int) -> dict[str, Any]:
+    """Every prompt counts once, whatever n is: as its first sample found it."""
     prompt_tokens = sum(map(len, generation.prompts))
+    firsts = generation.outputs.newest[:: generation.request.sampling.n]
+    cached = sum(each.cached_tokens or 0 for each in firsts if each is not None)
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": cached},
     }

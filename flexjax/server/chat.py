@@ -54,7 +54,7 @@ class ChatAnswer:
         """The last object of a stream that has the usage."""
         return self._heading.object([], CHUNK) | {"usage": self.usage()}
 
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> dict[str, Any]:
         return usage_of(self._generation, self._pieces.tokens)
 
     def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class CompletionAnswer:
         """The last object of a stream that has the usage."""
         return self._heading.object([]) | {"usage": self.usage()}
 
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> dict[str, Any]:
         return usage_of(self._generation, self._pieces.tokens)
 
     def _choice(self, index: int, output: RequestOutput, piece: Piece) -> dict[str, Any]:

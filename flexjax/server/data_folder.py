@@ -58,6 +58,10 @@ class DataFolder:
         """Folder of the adapter as it was after a step."""
         return self.root / "jobs" / job / f"step-{step:08d}"
 
+    def checkpoints(self, job: str) -> list[Path]:
+        """Those of a job that are there."""
+        return sorted((self.root / "jobs" / job).glob("step-*"))
+
     def write_file(self, identifier: str, write: Callable[[Path], None]) -> None:
         """Have ``write`` fill a file, which is there with all its bytes on the disk or not at all."""
         file = self.file(identifier)
@@ -80,17 +84,17 @@ class DataFolder:
         write_adapter(partial, adapter)
         publish(partial, folder)
 
-    def sweep(self, files: Collection[str], checkpoints: Collection[Path]) -> None:
-        """Delete what a killed process left: files that were never acknowledged, and what jobs that have ended would
-        have resumed from. What the service did not make is not touched, whatever folder it was given.
+    def sweep(self, files: Collection[str], folders: Collection[Path]) -> None:
+        """Delete what a killed process left: files that were never acknowledged, and folders that are not needed. What
+        the service did not make is not touched, whatever folder it was given.
 
         Args:
-            files: identifiers of those to keep; checkpoints: folders of jobs that have ended.
+            files: identifiers of those to keep; folders: to delete, such as jobs that have ended would resume from.
         """
         for file in (self.root / "files").glob("file-*"):
             if file.name not in files:
                 file.unlink()
         for folder in [*(self.root / "adapters").glob(f"*{PARTIAL}"), *(self.root / "jobs").glob(f"*/*{PARTIAL}")]:
             shutil.rmtree(folder)
-        for folder in checkpoints:
+        for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)

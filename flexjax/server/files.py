@@ -16,14 +16,16 @@ from flexjax.config import nearest
 from flexjax.finetuning.dataset import DatasetError, read_dataset
 from flexjax.server.errors import ApiError
 from flexjax.server.job_book import RESULT_PURPOSE
+from flexjax.server.owner import owner_of
 from flexjax.server.paging import page_of, query_of
 from flexjax.server.prompts import BodyError, shortened
-from flexjax.server.service import Service, service_of
+from flexjax.server.service import Service, own_row, service_of
 from flexjax.server.store import new_id
 from flexjax.server.uploads import file_too_long, read_upload
 
 PURPOSE = "fine-tune"
 UPLOAD_FIELDS = ("file", "purpose")
+PAGE = ("after", "limit", "order", "purpose")
 LISTED = 10_000
 LONGEST_NAME = 255
 
@@ -43,9 +45,9 @@ def file_object(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def require_file(service: Service, identifier: str) -> dict[str, Any]:
-    """Raises ApiError (404)."""
-    row = service.store.find("files", id=identifier)
+def require_file(request: Request) -> dict[str, Any]:
+    """The owner's file that the path names. Raises ApiError (404)."""
+    identifier, row = own_row(request, "files")
     if row is None:
         raise ApiError(404, f"No such File object: {shortened(identifier)}", "id", "file_not_found")
     return row
@@ -64,12 +66,13 @@ def check_fields(fields: dict[str, str], filename: str | None) -> str:
     return name
 
 
-def keep_upload(service: Service, upload: UploadFile, fields: dict[str, str]) -> dict[str, Any]:
+def keep_upload(service: Service, owner: str, upload: UploadFile, fields: dict[str, str]) -> dict[str, Any]:
     """On a worker's thread: check the rows and keep the file. Raises ApiError, BodyError."""
     name = check_fields(fields, upload.filename)
     limit = service.config.max_file_bytes
     if (upload.size or 0) > limit:
         raise file_too_long(limit)
+    service.limits.require_file_room(owner, upload.size or 0)
     identifier, counted = new_id("file"), []
 
     def write(path: Path) -> None:
@@ -79,9 +82,13 @@ def keep_upload(service: Service, upload: UploadFile, fields: dict[str, str]) ->
 
     service.folder.write_file(identifier, write)
     row = {"id": identifier, "created": int(time.time()), "filename": name, "purpose": PURPOSE}
-    row |= {"bytes": os.path.getsize(service.folder.file(identifier)), "rows": counted[0]}
-    with service.store.writing():
-        service.store.add("files", **row)
+    row |= {"owner": owner, "bytes": os.path.getsize(service.folder.file(identifier)), "rows": counted[0]}
+    try:
+        with service.limits.another_file(owner, row["bytes"]), service.store.writing():
+            service.store.add("files", **row)
+    except BaseException:
+        service.folder.file(identifier).unlink()  # nobody knows its name
+        raise
     return file_object(row)
 
 
@@ -98,23 +105,23 @@ def count_rows(service: Service, path: Path, name: str) -> int:
 async def upload_file(request: Request) -> Response:
     service = service_of(request)
     service.admission.require_open()
+    service.rates.take_request(owner_of(request))
     async with read_upload(request, service.config.max_file_bytes) as (upload, fields):
-        return JSONResponse(await run_in_threadpool(keep_upload, service, upload, fields))
+        return JSONResponse(await run_in_threadpool(keep_upload, service, owner_of(request), upload, fields))
 
 
 def list_files(request: Request) -> Response:
-    query = query_of(request, ("after", "limit", "order", "purpose"))
-    where = {"purpose": query["purpose"]} if "purpose" in query else {}
+    query = query_of(request, PAGE)
+    where = {"owner": owner_of(request)} | ({"purpose": query["purpose"]} if "purpose" in query else {})
     return JSONResponse(page_of(service_of(request).store, "files", where, query, file_object, LISTED))
 
 
 def retrieve_file(request: Request) -> Response:
-    return JSONResponse(file_object(require_file(service_of(request), request.path_params["id"])))
+    return JSONResponse(file_object(require_file(request)))
 
 
 def file_content(request: Request) -> Response:
-    service = service_of(request)
-    row = require_file(service, request.path_params["id"])
+    service, row = service_of(request), require_file(request)
     if not service.folder.file(row["id"]).exists():
         raise ApiError(404, f"The content of {row['id']} is lost; upload the file again.", "id", "file_lost")
     kind = "text/csv" if row["purpose"] == RESULT_PURPOSE else "application/jsonl"
@@ -123,8 +130,7 @@ def file_content(request: Request) -> Response:
 
 def delete_file(request: Request) -> Response:
     """A job that has read the file goes on; one that is to resume after a restart needs it."""
-    service, identifier = service_of(request), request.path_params["id"]
-    require_file(service, identifier)
+    service, identifier = service_of(request), require_file(request)["id"]
     with service.store.writing():
         service.store.remove("files", identifier)
     service.folder.file(identifier).unlink(missing_ok=True)

@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from flexjax.server.errors import ApiError
+from flexjax.server.patience import answer_of
 from flexjax.server.service import service_of
 from flexjax.version import __version__
 
@@ -18,11 +18,7 @@ async def health(request: Request) -> Response:
     """Status 200 while the engine's thread answers and new work is taken, else 503."""
     service = service_of(request)
     service.admission.require_open()
-    answered = asyncio.wrap_future(service.engine.loop.post(lambda: None))
-    done, _ = await asyncio.wait((answered,), timeout=PATIENCE)  # which does not cancel what it waits for
-    if not done:
-        raise ApiError(503, f"The engine has not answered for {PATIENCE} seconds.", code="engine_busy")
-    answered.result()
+    await answer_of(asyncio.wrap_future(service.engine.loop.post(lambda: None)), PATIENCE)
     return Response()
 
 

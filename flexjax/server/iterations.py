@@ -6,6 +6,10 @@ from dataclasses import dataclass, field, replace
 import flexjax
 from flexjax.engine.metrics import IterationRecord
 from flexjax.scheduler.scheduler import Statistics
+from flexjax.server.histogram import Histogram
+
+TOKEN_BOUNDS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+"""Of iterations; vLLM's, so that one dashboard reads both."""
 
 RECENT_SECONDS = 10.0
 """Of the engine's time, that shares and means look back."""
@@ -44,6 +48,7 @@ class EngineFacts:
     finetune_share: of the time of the newest iterations, 0 .. 1.
     headroom_seconds: mean over them of what they left of their limit; None if none had one.
     adapter_versions: number of the version that each name serves.
+    tokens: of requests, that iterations computed for them.
     """
 
     statistics: Statistics
@@ -51,6 +56,7 @@ class EngineFacts:
     finetune_share: float
     headroom_seconds: float | None
     adapter_versions: dict[str, int]
+    tokens: Histogram
 
 
 class EngineGauge:
@@ -58,6 +64,7 @@ class EngineGauge:
 
     def __init__(self):
         self._totals, self._counted = IterationTotals(), -1
+        self._tokens = Histogram(TOKEN_BOUNDS)
 
     def gather(self, engine: "flexjax.Engine") -> EngineFacts:
         """On the engine's thread."""
@@ -65,6 +72,8 @@ class EngineGauge:
         for record in newest(records, lambda each: each.index > self._counted):
             self._totals = self._totals.plus(record)
             self._counted = record.index
+            if tokens := record.decode_slots + record.prompt_slots:
+                self._tokens.observe(tokens)
         since = records[-1].end - RECENT_SECONDS if records else 0.0
         recent = newest(records, lambda each: each.start >= since)
         seconds, rooms = sum(each.seconds for each in recent), [e.limit - e.seconds for e in recent if e.limit]
@@ -74,6 +83,7 @@ class EngineGauge:
             finetune_share=sum(each.split[2] for each in recent) / seconds if seconds else 0.0,
             headroom_seconds=sum(rooms) / len(rooms) if rooms else None,
             adapter_versions={name: each.version for name, each in engine.adapters.named.items()},
+            tokens=self._tokens,
         )
 
 

@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flexjax.server.curves import Curves
 from flexjax.server.data_folder import DataFolder
 from flexjax.server.job_events import FINAL, event_row, rows_of
 from flexjax.server.job_request import JobRequest
 from flexjax.server.store import Store, new_id
 from flexjax.weights.adapter import LoraAdapter
 
-RESULT_COLUMNS = ("step", "train_loss", "validation_loss", "learning_rate", "tokens")
+RESULT_COLUMNS = ("step", "train_loss", "valid_loss", "learning_rate", "tokens")
 RESULT_PURPOSE = "fine-tune-results"
 """Of files that jobs leave, beside "fine-tune" for those that clients upload."""
 
@@ -27,13 +28,14 @@ class JobBook:
 
     def __init__(self, store: Store, folder: DataFolder):
         self.store, self.folder = store, folder
+        self.curves = Curves(store)
 
-    def create(self, request: JobRequest, base: str, organization: str) -> dict[str, Any]:
+    def create(self, request: JobRequest, owner: str, base: str, organization: str) -> dict[str, Any]:
         """A job that is to be validated; its row."""
         identifier, now = new_id("ftjob"), time.time()
         name = f"ft:{base}:{organization}:{request.suffix}:{identifier[-NAME_LETTERS:]}"
         with self.store.writing():
-            row = {"id": identifier, "created": int(now), "name": name, "request": request.as_dict()}
+            row = {"id": identifier, "created": int(now), "name": name, "request": request.as_dict(), "owner": owner}
             added = self.store.add("jobs", **row, status="validating_files", trained_tokens=0)
             assert added, "an identifier was drawn twice"
             self._add(identifier, event_row("created", now, f"Created fine-tuning job: {identifier}"))
@@ -77,27 +79,41 @@ class JobBook:
         since = newest[0]["step"] if newest else 0
         measured = [each for each in events if each["type"] != "status" and each["step"] > since]
         self._add_all(identifier, rows_of(measured, 0, total_steps))
-        name, metrics = f"{self.row(identifier)['name']}:ckpt-step-{step}", {"step": step}
-        for each in measured:
-            if each["type"] in ("step", "evaluation") and each["step"] == step:
-                metrics["train_loss" if each["type"] == "step" else "valid_loss"] = each["loss"]
+        name, metrics = f"{self.row(identifier)['name']}:ckpt-step-{step}", self._metrics(identifier, step)
         now = time.time()
         row = {"id": new_id("ftckpt"), "created": int(now), "job": identifier, "name": name, "step": step}
         if self.store.add("checkpoints", **row, metrics=metrics):
             message = f"Checkpoint created at step {step}: {name}"
             self._add(identifier, event_row(f"checkpoint {step}", now, message))
 
+    def _metrics(self, identifier: str, step: int) -> dict[str, float]:
+        """What has been told of a step, as a checkpoint has it."""
+        found = [self.store.find("events", job=identifier, key=f"{kind} {step}") for kind in ("step", "evaluation")]
+        told = {name: value for event in filter(None, found) for name, value in event["data"].items()}
+        metrics = {name: told[name] for name in ("train_loss",) if name in told}
+        return {"step": step, **metrics, **(held_out(told["valid_loss"]) if "valid_loss" in told else {})}
+
+    def _complete_checkpoint(self, identifier: str, step: int, loss: float) -> None:
+        """What is held out may be measured only after the checkpoint was kept."""
+        checkpoint = self.store.find("checkpoints", job=identifier, step=step)
+        if checkpoint is not None:
+            self.store.change("checkpoints", checkpoint["id"], metrics=checkpoint["metrics"] | held_out(loss))
+
     def succeed(self, identifier: str, adapter: LoraAdapter) -> None:
-        """The adapter and the results are on the disk, and the job has ended."""
+        """The adapter and the results are on the disk, and the job has ended; or nothing but the adapter is."""
         row = self.row(identifier)
         self.folder.write_adapter(self.folder.adapter(row["name"]), adapter)
         result, table = new_id("file"), self.results(identifier)
         self.folder.write_file(result, lambda path: write_csv(path, table))
         size = os.path.getsize(self.folder.file(result))
         file = {"id": result, "created": int(time.time()), "filename": f"{identifier}-results.csv", "bytes": size}
-        with self.store.writing():
-            self.store.add("files", **file, purpose=RESULT_PURPOSE, rows=len(table))
-            self._end(identifier, "succeeded", f"The job has ended; the new model is {row['name']}", result=result)
+        try:
+            with self.store.writing():
+                self.store.add("files", **file, owner=row["owner"], purpose=RESULT_PURPOSE, rows=len(table))
+                self._end(identifier, "succeeded", f"The job has ended; the new model is {row['name']}", result=result)
+        except BaseException:
+            self.folder.file(result).unlink()  # nobody knows its name
+            raise
 
     def fail(self, identifier: str, error: str) -> None:
         with self.store.writing():
@@ -111,9 +127,7 @@ class JobBook:
         """One for each step, with RESULT_COLUMNS; what was not measured there is absent."""
         steps: dict[int, dict[str, Any]] = {}
         for event in self.store.rows("events", {"job": identifier, "type": "metrics"}):
-            data = event["data"]
-            values = {"validation_loss" if name == "valid_loss" else name: value for name, value in data.items()}
-            steps.setdefault(data["step"], {}).update(values)
+            steps.setdefault(event["data"]["step"], {}).update(event["data"])
         return [{name: steps[step].get(name) for name in RESULT_COLUMNS} for step in sorted(steps)]
 
     def _end(
@@ -125,13 +139,24 @@ class JobBook:
         self.store.change("jobs", identifier, **values)
 
     def _add_all(self, identifier: str, rows: list[dict[str, Any]]) -> None:
-        tokens = sum(row["data"].get("tokens", 0) for row in rows if self._add(identifier, row))
+        added = [row["data"] for row in rows if self._add(identifier, row)]
+        for data in filter(None, added):
+            self.curves.take(identifier, data)
+            if "valid_loss" in data:
+                self._complete_checkpoint(identifier, data["step"], data["valid_loss"])
+        tokens = sum(data.get("tokens", 0) for data in added)
         if tokens:
             total = self.row(identifier)["trained_tokens"] + tokens
             self.store.change("jobs", identifier, trained_tokens=total)
 
     def _add(self, identifier: str, row: dict[str, Any]) -> bool:
         return self.store.add("events", id=new_id("ftevent"), job=identifier, **row)
+
+
+def held_out(loss: float) -> dict[str, float]:
+    """Metrics of a checkpoint. OpenAI tells the loss of a part of the validation file from that of all of it; here it
+    is always all."""
+    return {"valid_loss": loss, "full_valid_loss": loss}
 
 
 def write_csv(path: Path, table: list[dict[str, Any]]) -> None:

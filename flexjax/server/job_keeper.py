@@ -5,22 +5,26 @@ compiling take time); another writes down what the engine tells of them.
 """
 
 import logging
+import sqlite3
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import flexjax
-from flexjax.engine.handles import FinetuneHandle
 from flexjax.engine.loop import EngineStopped
 from flexjax.finetuning.job import FinetuneJob
-from flexjax.server.errors import ApiError, stopping
+from flexjax.server.catalog import Catalog
+from flexjax.server.errors import ApiError, is_full, stopping
 from flexjax.server.job_book import JobBook
 from flexjax.server.job_events import FINAL
 from flexjax.server.job_request import JobRequest
+from flexjax.server.live_job import Live
+from flexjax.server.prompts import BodyError
 from flexjax.server.trained_models import TrainedModels
+from flexjax.weights.adapter import LoraAdapter
 
 logger = logging.getLogger(__name__)
 
@@ -29,31 +33,21 @@ FAULT_SECONDS = 1.0
 """Between two tries to write down what could not be written."""
 
 
-@dataclass(eq=False)
-class Live:
-    """A job that the engine has.
-
-    Attributes:
-        seen, status: what of it is written down.
-        written: is done when its last checkpoints are on the disk; None before its end.
-        cancelling: a client asked for the end; else a cancelled job is one that the engine gave up when it stopped.
-    """
-
-    id: str
-    handle: FinetuneHandle
-    seen: int = 0
-    status: str = ""
-    written: Future | None = None
-    cancelling: bool = False
-
-
 class JobKeeper:
     """Args:
     organization: in the names of models.
     """
 
-    def __init__(self, engine: "flexjax.Engine", book: JobBook, models: TrainedModels, organization: str = "flexjax"):
-        self._engine, self._book, self._models = engine, book, models
+    def __init__(
+        self,
+        engine: "flexjax.Engine",
+        book: JobBook,
+        models: TrainedModels,
+        catalog: Catalog,
+        organization: str = "flexjax",
+    ):
+        self._engine, self._book, self._models, self._catalog = engine, book, models, catalog
+        self._base_names = engine.config.served_model_name, engine.config.model
         self._organization = organization
         self._live: dict[str, Live] = {}
         self._starting: dict[str, Future] = {}
@@ -67,8 +61,7 @@ class JobKeeper:
         ended = [row["name"] for row in store.rows("jobs", {}) if row["status"] in FINAL]
         directory = self._engine.config.checkpoint_dir
         checkpoints = [] if directory is None else [Path(directory) / name for name in ended]
-        self._book.folder.sweep({row["id"] for row in store.rows("files", {})}, checkpoints)
-        self._starter.submit(self._models.load_newest)
+        self._book.folder.sweep({row["id"] for row in store.rows("files", {})}, checkpoints + self._models.left_over())
         for row in unfinished:
             self._starting[row["id"]] = self._starter.submit(self._start, row)
         self._follower.start()
@@ -80,10 +73,10 @@ class JobKeeper:
         if self._follower.is_alive():
             self._follower.join()
 
-    def create(self, request: JobRequest, base: str) -> dict[str, Any]:
+    def create(self, request: JobRequest, owner: str, base: str) -> dict[str, Any]:
         """A new job's row. Raises BodyError."""
         self._job(request, "ft:checked")
-        row = self._book.create(request, base, self._organization)
+        row = self._book.create(request, owner, base, self._organization)
         try:
             self._starting[row["id"]] = self._starter.submit(self._start, row)
         except RuntimeError as error:  # the service has been told to stop; the job starts when it is there again
@@ -130,6 +123,8 @@ class JobKeeper:
             identifier = getattr(request, field)
             paths[field] = None if identifier is None else str(book.folder.file(identifier))
         start = self._models.folder_of(request.model)
+        if start is None and request.model not in self._base_names:
+            raise BodyError(f"the model {request.model} is no longer there", "model")
         rows = (book.store.find("files", id=request.training_file) or {"rows": 1})["rows"]
         arguments = (paths["training_file"], paths["validation_file"], None if start is None else str(start))
         return request.job(name, *arguments, rows=rows)
@@ -143,40 +138,61 @@ class JobKeeper:
         except EngineStopped:
             return  # the next process goes on
         except (ValueError, OSError) as error:
-            message = str(error).replace(f"{self._book.folder.root}/", "")  # where the server keeps things is its own
-            self._book.fail(identifier, message)
+            self._insist(self._fail, identifier, str(error))
         except Exception:
             logger.exception("the job %s cannot be started", identifier)
-            self._book.fail(identifier, "the server made a mistake; its log says more")
+            self._insist(self._book.fail, identifier, "the server made a mistake; its log says more")
+
+    def _insist(self, write: Callable, *arguments) -> None:
+        """Write down what must not be lost, once there is room on the disk."""
+        while True:
+            try:
+                return write(*arguments)
+            except (OSError, sqlite3.Error) as error:
+                if not is_full(error):
+                    raise
+                logger.error("the disk is full; trying again")
+                if self._closing.wait(FAULT_SECONDS):
+                    raise EngineStopped("the service stopped before the disk had room") from error
+
+    def _fail(self, identifier: str, error: str) -> None:
+        """Where the server keeps things is its own, and others' names are theirs."""
+        message = error.replace(f"{self._book.folder.root}/", "")
+        self._book.fail(identifier, self._catalog.readable(self._book.row(identifier)["owner"], message))
 
     def _require(self, file: str) -> None:
         if self._book.store.find("files", id=file) is None or not self._book.folder.file(file).exists():
             raise ValueError(f"the file {file} is no longer there; upload it again and create a new job")
 
     def _submit(self, identifier: str, job: FinetuneJob, paused: bool) -> None:
-        totals: list[int] = []
-        show = partial(self._show_checkpoint, identifier, totals)
+        live = Live(identifier)
+        shows = {"show_checkpoint": partial(self._show_checkpoint, live), "show_trained": live.take}
         resume = self._engine.config.checkpoint_dir is not None
-        handle = self._engine.finetune(job, resume=resume, paused=paused, show_checkpoint=show)
-        totals.append(handle.total_steps)
-        self._book.accepted(identifier, handle.resumed_step)
+        live.handle = self._engine.finetune(job, resume=resume, paused=paused, **shows)
+        self._insist(self._book.accepted, identifier, live.handle.resumed_step)
         with self._lock:
-            live = self._live[identifier] = Live(identifier, handle)
-            self._look(live)
+            self._live[identifier] = live  # the follower writes down what comes of it
 
-    def _show_checkpoint(self, identifier: str, totals: list[int], step: int, adapter, events: list[dict]) -> None:
+    def _show_checkpoint(self, live: Live, step: int, adapter: LoraAdapter, events: list[dict]) -> None:
         """On the engine's checkpoint thread. Raises OSError."""
-        self._book.keep_checkpoint(identifier, totals[0] if totals else step, step, adapter, events)
+        total_steps = step if live.handle is None else live.handle.total_steps
+        self._book.keep_checkpoint(live.id, total_steps, step, adapter, events)
 
     def _follow(self) -> None:
         while not self._closing.wait(LOOK_SECONDS):
-            try:
-                with self._lock:
-                    for live in list(self._live.values()):
-                        self._look(live)
-            except Exception:  # a full disk, mostly; requests are served meanwhile
-                logger.exception("what jobs do cannot be written down; trying again")
+            with self._lock:
+                written = [self._try_look(live) for live in list(self._live.values())]
+            if not all(written):
                 self._closing.wait(FAULT_SECONDS)
+
+    def _try_look(self, live: Live) -> bool:
+        """Whether what is new is written down. One job's trouble is not the others'."""
+        try:
+            self._look(live)
+        except Exception:  # a full disk, mostly; requests are served meanwhile
+            logger.exception("what the job %s does cannot be written down; trying again", live.id)
+            return False
+        return True
 
     def _look(self, live: Live) -> None:
         """Write down what is new."""
@@ -184,10 +200,11 @@ class JobKeeper:
         if status in FINAL and not self._ended(live, status):
             del self._live[live.id]  # the next process goes on with it
             return
-        if len(events) > live.seen or status != live.status:
-            shown = live.status if status in FINAL else status
-            self._book.follow(live.id, events, live.seen, live.handle.total_steps, shown or "queued")
+        shown = live.status or "queued" if status in FINAL else status
+        if not live.ended and (len(events) > live.seen or shown != live.status):
+            self._book.follow(live.id, events, live.seen, live.handle.total_steps, shown)
             live.seen, live.status = len(events), shown
+            self._models.prune(live.id)
         if status in FINAL and self._written(live, status):
             self._end(live, status)
             del self._live[live.id]
@@ -210,9 +227,18 @@ class JobKeeper:
         return status == "cancelled" or live.written.done()
 
     def _end(self, live: Live, status: str) -> None:
+        """Is called until it returns: what is done is not done again."""
+        if not live.ended:
+            self._write_end(live, status)
+            live.ended = True
         if status == "succeeded":
-            self._book.succeed(live.id, self._engine.adapter(live.handle.name))
+            self._models.written(live.handle.name)
+        self._models.prune(live.id)
+
+    def _write_end(self, live: Live, status: str) -> None:
+        if status == "succeeded":
+            self._book.succeed(live.id, live.trained)
         elif status == "failed":
-            self._book.fail(live.id, live.handle.error.replace(f"{self._book.folder.root}/", ""))
+            self._fail(live.id, live.handle.error)
         else:
             self._book.cancel(live.id)

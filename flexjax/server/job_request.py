@@ -67,6 +67,7 @@ class JobRequest:
         Raises:
             BodyError: a hyperparameter is outside its range.
         """
+        require_above_zero(self.hyperparameters)
         given = dict(self.hyperparameters)
         multiplier = given.pop("learning_rate_multiplier", None)
         if "n_epochs" in given:
@@ -113,6 +114,14 @@ def translate_job(body: Mapping[str, Any], seed: int) -> JobRequest:
         hyperparameters=hyperparameters_of(values),
         metadata=checked_metadata(values.get("metadata")),
     )
+
+
+def require_above_zero(given: Mapping[str, Any]) -> None:
+    """OpenAI's hyperparameters that become others of `FinetuneJob`, whose errors name those. Raises BodyError."""
+    for name in ("n_epochs", "learning_rate_multiplier"):
+        if name in given and not given[name] > 0:
+            message = f"hyperparameters: {name} is {given[name]}; it must be above 0"
+            raise BodyError(message, "hyperparameters")
 
 
 def checked_suffix(suffix: str) -> str:

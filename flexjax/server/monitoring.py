@@ -1,9 +1,8 @@
 """/metrics: what Prometheus reads. Names are vLLM's where the meaning is, else begin with ``flexjax:``."""
 
-import asyncio
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from starlette.concurrency import run_in_threadpool
@@ -11,9 +10,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from flexjax.layout import PAGE_TOKENS
 from flexjax.server.iterations import EngineFacts
+from flexjax.server.scrape import Scraped
 from flexjax.server.service import Service, service_of
 from flexjax.server.timeline import ServingTotals
+
+ENGINE = "0"
+"""vLLM counts its engines; here there is one."""
+
+PROCESS = ProcessCollector(registry=None)
+"""Memory, time and open files of this process, under the names that every Prometheus client has."""
 
 
 class Snapshot:
@@ -46,14 +53,19 @@ def request_families(totals: ServingTotals, labels: dict[str, str]) -> Iterator[
     yield counter("vllm:request_success", "Sequences that ended.", labels, totals.ended, by="finished_reason")
     yield totals.ttft.family("vllm:time_to_first_token_seconds", "From arrival to the first token.", labels)
     yield totals.itl.family("vllm:inter_token_latency_seconds", "Between two tokens of a sequence.", labels)
-    yield totals.e2e.family("vllm:e2e_request_latency_seconds", "From arrival to the end.", labels)
+    text = "Prompt tokens looked for in the cache"
+    yield counter("vllm:prefix_cache_queries", f"{text}.", labels, {"": totals.prompt_tokens})
+    yield counter("vllm:prefix_cache_hits", f"{text} and found.", labels, {"": totals.cached_tokens})
+    yield counter("vllm:prompt_tokens_cached", "Prompt tokens not computed.", labels, {"": totals.cached_tokens})
+    yield from totals.spans.families(labels)
 
 
-def engine_families(facts: EngineFacts, labels: dict[str, str]) -> Iterator[Metric]:
+def engine_families(facts: EngineFacts, unstarted: int, labels: dict[str, str]) -> Iterator[Metric]:
+    """``unstarted``: requests that wait for their adapter, before they wait for a row."""
     now, totals = facts.statistics, facts.totals
     used = (now.pages - now.available_pages) / now.pages
     yield gauge("vllm:num_requests_running", "Sequences that have a row.", labels, now.running)
-    yield gauge("vllm:num_requests_waiting", "Sequences that wait for one.", labels, now.waiting)
+    yield gauge("vllm:num_requests_waiting", "Sequences that wait for one.", labels, now.waiting + unstarted)
     yield gauge("vllm:kv_cache_usage_perc", "Pages in use, 1 is all; tapes are among them.", labels, used)
     yield counter("vllm:num_preemptions", "Sequences that lost their row to others.", labels, {"": now.preemptions})
     yield counter("flexjax:prefix_hit_pages", "Pages reused, not computed.", labels, {"": now.prefix_hits})
@@ -62,6 +74,7 @@ def engine_families(facts: EngineFacts, labels: dict[str, str]) -> Iterator[Metr
     yield counter("flexjax:finetune_tokens", "Tokens that went forward.", labels, {"": totals.finetune_tokens})
     yield counter("flexjax:backward_units", "Backward units run.", labels, {"": totals.backward_units})
     yield counter("flexjax:optimizer_steps", "Updates of adapters.", labels, {"": totals.updates})
+    yield facts.tokens.family("vllm:iteration_tokens_total", "Of requests, in an iteration with any.", labels)
     share, room = facts.finetune_share, facts.headroom_seconds
     yield gauge("flexjax:iteration_finetune_share", "Share of finetuning in the newest iterations.", labels, share)
     if room is not None:
@@ -83,18 +96,33 @@ def job_families(service: Service, labels: dict[str, str]) -> list[Metric]:
     return [jobs, losses]
 
 
-async def engine_facts(service: Service) -> EngineFacts:
-    """Gathered on the engine's thread, between two iterations."""
-    return await asyncio.shield(asyncio.wrap_future(service.engine.loop.post(service.facts.gather, service.engine)))
+def scraped_families(service: Service, scraped: Scraped, labels: dict[str, str]) -> Iterator[Metric]:
+    """What the engine said, and how long ago that was."""
+    yield from engine_families(scraped.engine, scraped.adapters.unstarted, labels)
+    yield cache_family(service, scraped.engine, labels)
+    yield from scraped.adapters.families(labels)
+    text = "Since the engine said what is shown of it; it grows while the engine does not answer."
+    yield gauge("flexjax:engine_age_seconds", text, labels, scraped.age)
+
+
+def cache_family(service: Service, facts: EngineFacts, labels: dict[str, str]) -> Metric:
+    """What is known of the pool of pages is in labels, as vLLM has it."""
+    known = {"block_size": PAGE_TOKENS, "num_gpu_blocks": facts.statistics.pages}
+    known["enable_prefix_caching"] = service.engine.config.prefix_caching
+    settings = {name: str(value) for name, value in known.items()}
+    return gauge("vllm:cache_config_info", "A block is a page of so many tokens.", labels | settings, 1)
 
 
 async def metrics(request: Request) -> Response:
     service = service_of(request)
-    labels = {"model_name": service.base_name}
-    facts = await engine_facts(service)
+    labels = {"model_name": service.base_name, "engine": ENGINE}
+    scraped = await service.scrape.look()
     jobs = await run_in_threadpool(job_families, service, labels)
     registry = CollectorRegistry()
-    registry.register(Snapshot([*engine_families(facts, labels), *request_families(service.totals, labels), *jobs]))
+    registry.register(PROCESS)
+    families = [] if scraped is None else list(scraped_families(service, scraped, labels))
+    families += [*request_families(service.totals, labels), *jobs, *service.answered.families()]
+    registry.register(Snapshot(families))
     encode, content_type = choose_encoder(request.headers.get("accept", ""))
     return Response(encode(registry), headers={"Content-Type": content_type})
 

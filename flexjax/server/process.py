@@ -47,7 +47,7 @@ def address_of(listener: socket.socket) -> str:
 
 class ServerProcess(uvicorn.Server):
     """One worker. The first SIGTERM or SIGINT has it refuse new work with status 503 while running requests end, for
-    at most ``drain_seconds``; the second ends it at once.
+    at most ``drain_seconds``; the second ends it at once. It also ends when the engine has failed.
 
     Args:
         app: made by `create_app`.
@@ -92,7 +92,10 @@ class ServerProcess(uvicorn.Server):
             await run_in_threadpool(self._service.engine.close)  # which tells every client
 
     def _look(self, now: float) -> None:
-        admission = self._service.admission
+        admission, failure = self._service.admission, self._service.engine.loop.failure
+        if failure is not None:  # its clients have been told; another process can go on with its jobs
+            logger.critical("the engine has failed, the service stops: %s", failure)
+            self.should_exit = True
         if not admission.draining:
             return
         self._deadline = now + self._drain_seconds if self._deadline is None else self._deadline

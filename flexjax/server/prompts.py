@@ -59,6 +59,8 @@ def message_of(message: Any, index: int) -> dict[str, str]:
     role = message.get("role")
     if role not in ROLES:
         raise BodyError(f"{where} has the role {role!r}; roles are {', '.join(ROLES)}", "messages")
+    if not isinstance(message.get("name"), str | None):
+        raise BodyError(f"{where} has the name {shortened(message['name'])}; it must be a text", "messages")
     values = {key: message[key] for key in message if key in MESSAGE_KEYS and message[key] is not None}
     return values | {"role": "system" if role == "developer" else role, "content": text_of(message, where)}
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from flexjax.config import nearest
 from flexjax.fields import MISMATCH, convert, describe
-from flexjax.request import SamplingParams
+from flexjax.request import SamplingError, SamplingParams
 from flexjax.server.prompts import BodyError, kind_of, messages_of, prompts_of
 
 SAMPLING_FIELDS = MappingProxyType(
@@ -39,7 +39,15 @@ SAMPLING_FIELDS = MappingProxyType(
 
 OTHER_FIELDS = MappingProxyType({"model": str, "priority": int, "stream": bool})
 WITHOUT_EFFECT = MappingProxyType(
-    {"user": str, "metadata": Mapping, "stream_options": Mapping, "safety_identifier": str}
+    {
+        "user": str,
+        "metadata": Mapping,
+        "stream_options": Mapping,
+        "safety_identifier": str,
+        "prompt_cache_key": str,
+        "prompt_cache_retention": str,
+        "prompt_cache_options": Mapping,
+    }
 )
 """Accepted, since nothing that is generated depends on them."""
 
@@ -66,9 +74,24 @@ UNSUPPORTED = MappingProxyType(
         "reasoning_effort": (),
         "verbosity": (),
         "web_search_options": (),
+        "moderation": (),
+        "use_beam_search": (False,),
+        "length_penalty": (1.0, 1),
+        "bad_words": ([],),
+        "allowed_token_ids": (),
+        "truncate_prompt_tokens": (),
+        "structured_outputs": (),
+        "spaces_between_special_tokens": (True,),
+        "return_token_ids": (False,),
+        "chat_template": (),
+        "chat_template_kwargs": ({},),
+        "add_generation_prompt": (True,),
+        "continue_final_message": (False,),
+        "cache_salt": (),
     }
 )
-"""OpenAI's fields that are not implemented, each with the values that ask for nothing (null is always one)."""
+"""OpenAI's fields that are not implemented, then vLLM's, each with the values that ask for nothing (null is always
+one)."""
 
 
 @dataclass(frozen=True)
@@ -133,11 +156,25 @@ def translate(
     return GenerationRequest(
         prompts=() if chat else prompts_of(values.get("prompt")),
         messages=messages_of(values.get("messages")) if chat else (),
-        sampling=SamplingParams(**{**lengths, **defaults, **given}),
+        sampling=sampling_of({**lengths, **defaults, **given}, spelling_of(values) if chat else {}),
         adapter=None if model in base_names else model,
         priority=values.get("priority", 0),
         stream=values.get("stream", False),
     )
+
+
+def sampling_of(values: Mapping[str, Any], spelling: Mapping[str, str]) -> SamplingParams:
+    """Args:
+        spelling: fields that the body calls otherwise.
+
+    Raises:
+        BodyError: a value is outside its range.
+    """
+    try:
+        return SamplingParams(**values)
+    except SamplingError as error:
+        name = spelling.get(error.field, error.field)
+        raise BodyError(f"{name} {error.fault}", name) from error
 
 
 def checked_values(body: Any, own_fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,6 +210,12 @@ def typed(name: str, value: Any, hint: Any) -> Any:
 
 def completion_sampling(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"logprobs": values["logprobs"]} if "logprobs" in values else {}
+
+
+def spelling_of(values: Mapping[str, Any]) -> dict[str, str]:
+    """What a chat calls fields of `SamplingParams`."""
+    lengths = {"max_tokens": "max_completion_tokens"} if "max_completion_tokens" in values else {}
+    return {"logprobs": "top_logprobs", **lengths}
 
 
 def chat_sampling(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flexjax.server.errors import internal_error
 from flexjax.server.generation import Generation
+from flexjax.server.service import service_of
 
 logger = logging.getLogger("flexjax.requests")
 mistakes = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class RequestLog:
                 await internal_error().response()(scope, receive, entry.send)
         finally:
             entry.write()
+            service_of(Request(scope)).answered.take(scope, entry.status)
 
 
 class Entry:
@@ -81,14 +83,19 @@ class Entry:
         logger.info("%s", json.dumps(line))
 
 
+def note(scope: Scope, **notes: Any) -> None:
+    """Have the request's line say this too; of a function, what it returns when the line is written."""
+    scope[KEY].update(notes)
+
+
 def note_answer(request: Request, generation: Generation) -> None:
     """Have the request's line say what was generated; the numbers are read when it is written."""
     outputs = generation.outputs.newest
-    notes: dict[str, Any] = {
-        "adapter": generation.request.adapter,
-        "stream": generation.delivery.stream,
-        "prompt_tokens": sum(map(len, generation.prompts)),
-        "generated_tokens": lambda: sum(len(each.token_ids) for each in outputs if each is not None),
-        "finish_reasons": lambda: [None if each is None else each.finish_reason for each in outputs],
-    }
-    request.scope[KEY].update(notes)
+    note(
+        request.scope,
+        adapter=generation.request.adapter,
+        stream=generation.delivery.stream,
+        prompt_tokens=sum(map(len, generation.prompts)),
+        generated_tokens=lambda: sum(len(each.token_ids) for each in outputs if each is not None),
+        finish_reasons=lambda: [None if each is None else each.finish_reason for each in outputs],
+    )

@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from flexjax.server.generation import Generation, begin
+from flexjax.server.owner import owner_of
 from flexjax.server.request_log import note_answer
 from flexjax.server.service import service_of
 from flexjax.server.streaming import Answer, EventStream
@@ -28,7 +29,7 @@ async def respond(
     answer = answer_of(generation, service.engine.tokenizer, service.base_name)
     note_answer(request, generation)
     if generation.delivery.stream:
-        return EventStream(generation, answer)
+        return EventStream(generation, answer, service.rates.headers(owner_of(request)))
     with generation:
         await generation.until_ended(request)
-        return JSONResponse(answer.body())
+    return JSONResponse(answer.body(), headers=service.rates.headers(owner_of(request)))

@@ -1,4 +1,4 @@
-"""Store: what the service must not forget, in one SQLite file: files, jobs, their events and checkpoints.
+"""Store: what the service must not forget, in one SQLite file: files, jobs, their events and checkpoints, adapters.
 
 What a call has written when it returns survives the death of the process. It knows nothing of what the rows mean.
 """
@@ -14,9 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from flexjax.fields import ConfigError
-
-VERSION = 1
-"""Of the tables; a file of another one is refused."""
 
 SCHEMA = """
 CREATE TABLE files (
@@ -34,6 +31,25 @@ CREATE TABLE checkpoints (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, created INTEGER NOT NULL, job TEXT NOT NULL,
     name TEXT UNIQUE NOT NULL, step INTEGER NOT NULL, metrics TEXT NOT NULL, UNIQUE (job, step));
 """
+
+MIGRATIONS = (
+    """
+ALTER TABLE files ADD COLUMN owner TEXT NOT NULL DEFAULT '';
+ALTER TABLE jobs ADD COLUMN owner TEXT NOT NULL DEFAULT '';
+ALTER TABLE jobs ADD COLUMN deleted INTEGER;
+""",
+    """
+CREATE TABLE adapters (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, created INTEGER NOT NULL, owner TEXT NOT NULL,
+    name TEXT NOT NULL, path TEXT NOT NULL, folder TEXT NOT NULL, fingerprint TEXT NOT NULL, UNIQUE (owner, name));
+""",
+)
+"""What makes the tables of each version those of the next; SCHEMA is the first. What was kept before there were owners
+belongs to the operator. ``deleted`` is when a job's model was. Of an adapter, ``path`` is where a client said that it
+is, and ``folder`` where in the owner's part of adapter_dir it was found."""
+
+VERSION = 1 + len(MIGRATIONS)
+"""Of the tables; a file of a newer one is refused."""
 
 LETTERS = string.ascii_letters + string.digits
 JSON_COLUMNS = ("request", "data", "metrics")
@@ -67,13 +83,17 @@ class Store:
 
     def _prepare(self, path: Path) -> None:
         (found,) = self._connection.execute("PRAGMA user_version").fetchone()
-        if found not in (0, VERSION):
-            raise ConfigError(f"{path} has tables of version {found}, not {VERSION}; choose another data_dir")
+        if not 0 <= found <= VERSION:
+            raise ConfigError(
+                f"{path} has tables of version {found}, and this program knows those up to {VERSION}; choose another "
+                "data_dir, or the program that made it"
+            )
         fault = self._connection.execute("PRAGMA quick_check").fetchone()[0]
         if fault != "ok":
             raise ConfigError(f"{path} is torn: {fault}; move it away to start anew")
-        if found == 0:
-            self._connection.executescript(f"BEGIN;{SCHEMA}PRAGMA user_version = {VERSION};COMMIT;")
+        steps = "".join((SCHEMA, *MIGRATIONS)[found:])
+        if steps:
+            self._connection.executescript(f"BEGIN;{steps}PRAGMA user_version = {VERSION};COMMIT;")
 
     def close(self) -> None:
         with self._lock:
@@ -91,7 +111,8 @@ class Store:
                 yield
                 self._connection.execute("COMMIT")
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                if self._connection.in_transaction:  # a full disk has rolled it back already
+                    self._connection.execute("ROLLBACK")
                 raise
 
     def add(self, table: str, **values: Any) -> bool:
@@ -139,10 +160,21 @@ class Store:
         with self._lock:
             return [read(row) for row in self._connection.execute(text, [*values, -1 if limit is None else limit])]
 
-    def count(self, table: str, by: str) -> dict[str, int]:
-        """Rows for each value of a column."""
+    def count(self, table: str, by: str, **where: Any) -> dict[str, int]:
+        """Rows with these values, for each value of a column."""
+        text = f"SELECT {by}, COUNT(*) FROM {table} {condition(where)} GROUP BY {by}"
         with self._lock:
-            return dict(map(tuple, self._connection.execute(f"SELECT {by}, COUNT(*) FROM {table} GROUP BY {by}")))
+            return dict(map(tuple, self._connection.execute(text, [*where.values()])))
+
+    def total(self, table: str, column: str, **where: Any) -> int:
+        """Sum of a column over the rows with these values."""
+        text = f"SELECT COALESCE(SUM({column}), 0) FROM {table} {condition(where)}"
+        with self._lock:
+            return self._connection.execute(text, [*where.values()]).fetchone()[0]
+
+
+def condition(where: Mapping[str, Any]) -> str:
+    return f"WHERE {' AND '.join(f'{name} = ?' for name in where)}" if where else ""
 
 
 def written(value: Any) -> Any:

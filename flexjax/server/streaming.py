@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, Protocol
 
 from starlette.responses import Response
@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 from flexjax.request import RequestOutput
 from flexjax.server.disconnect import until_gone
 from flexjax.server.errors import ApiError
-from flexjax.server.generation import Generation, require_success
+from flexjax.server.generation import Generation
 
 DONE = b"data: [DONE]\n\n"
 JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))  # made once: every token of every stream needs it
@@ -28,7 +28,7 @@ class Answer(Protocol):
 
     def closing(self) -> dict[str, Any]: ...
 
-    def usage(self) -> dict[str, int]: ...
+    def usage(self) -> dict[str, Any]: ...
 
 
 class EventStream(Response):
@@ -36,8 +36,8 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, generation: Generation, answer: Answer):
-        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+    def __init__(self, generation: Generation, answer: Answer, headers: Mapping[str, str]):
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers})
         del self.headers["content-length"]
         self._generation, self._answer = generation, answer
 
@@ -68,7 +68,7 @@ class EventStream(Response):
             yield opening
         try:
             async for index, output in self._generation.outputs.changes():
-                require_success(output)
+                self._generation.require_success(output)
                 if data := b"".join(self._event(each) for each in self._answer.chunks(index, output)):
                     yield data
             if delivery.usage:

@@ -10,6 +10,7 @@ from starlette.routing import Route
 from flexjax.config import nearest
 from flexjax.server.bodies import parse_body, read_body
 from flexjax.server.errors import ApiError, model_not_found
+from flexjax.server.owner import owner_of
 from flexjax.server.prompts import BodyError, messages_of
 from flexjax.server.protocol import is_chat, typed
 from flexjax.server.service import Service, service_of
@@ -27,7 +28,7 @@ DETOKENIZE = {"model": str, "tokens": tuple[int, ...]}
 
 
 async def fields_of(request: Request, hints: dict[str, Any]) -> dict[str, Any]:
-    """Raises BodyError, ApiError."""
+    """Those that have a value. Raises BodyError, ApiError."""
     service = service_of(request)
     body = parse_body(await read_body(request, service.config.max_body_bytes))
     for name, value in body.items():
@@ -36,9 +37,10 @@ async def fields_of(request: Request, hints: dict[str, Any]) -> dict[str, Any]:
         if value is not None:
             typed(name, value, hints[name])
     model = body.get("model")
-    if model is not None and model not in service.base_names and model not in service.adapter_names():
-        raise model_not_found(model)
-    return body
+    if model is not None and model not in service.base_names:
+        if model not in await run_in_threadpool(service.catalog.names, owner_of(request)):
+            raise model_not_found(model)
+    return {name: value for name, value in body.items() if value is not None}
 
 
 def tokenizer_of(service: Service) -> Tokenizer:

@@ -93,7 +93,7 @@ class Window:
         """The layer's part of what lies behind the final hidden state, [window, lse_width]."""
         dims, batch = self.dims, self.batch
         before, layers = dims.model.hidden_size // dims.tp, dims.model.num_layers
-        final = read_final(self.pool, batch.final_page, before + layers * dims.lse_width)
+        final = read_final(self.pool, dims, batch.final_place, before + layers * dims.lse_width)
         first = before + batch.layer * dims.lse_width
         return jax.lax.dynamic_slice_in_dim(final, first, dims.lse_width, axis=1)
 

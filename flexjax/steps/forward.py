@@ -64,7 +64,7 @@ def forward(
         final = tape.local_part(x, "x", dims.tp)
         if lse is not None:
             final = jnp.concatenate([final, tape.pack_lse(lse, final.dtype)], axis=-1)
-        pool = write_final(pool, final, batch.final_page, layout.rows, kernels)
+        pool = write_final(pool, dims, final, batch.final_place, layout.rows, kernels)
     with jax.named_scope("head"):
         logits = model.logits(x[jnp.maximum(batch.sample_slot, 0)])
         prompts = chunk_logprobs(model, x[layout.rows :], batch) if layout.prompt_logprobs else None
@@ -159,28 +159,45 @@ def tile_seeds(seeds: jax.Array) -> jax.Array:
     return (seeds[:, None] + jnp.arange(PAGE_TOKENS, dtype=jnp.uint32)).reshape(-1)
 
 
-def write_final(pool, x, pages, first_row: int, kernels: Kernels):
-    """The last layer's output of finetuning windows, and what lies behind it: one page per 64 tokens, its columns in
-    layers 0, 1, ..."""
+def write_final(pool, dims: Dimensions, x, places, first_row: int, kernels: Kernels):
+    """The last layer's output of finetuning windows, and what lies behind it: 64 tokens take `Dimensions.final_rows`
+    layers of a page, the pages that follow in a pool of one layer."""
     columns = final_columns(tape.padded(x, pool), pool.shape[-1])
     if len(columns) > len(pool):
         raise ValueError(
             f"the final page of {x.shape[-1]} values takes {len(columns)} rows of {pool.shape[-1]}, one a "
             f"layer, but the model has {len(pool)} layers: it can be served but not finetuned"
         )
-    for layer, rows in enumerate(columns):
-        pool = write_pages(pool, layer, rows, pages[:, None], first_row=first_row, implementation=kernels.page_write)
-    return pool
+    flat = as_one_layer(pool)
+    for row, values in enumerate(columns):
+        pages = final_pages(pool, dims, places, row)[:, None]
+        flat = write_pages(flat, 0, values, pages, first_row=first_row, implementation=kernels.page_write)
+    return flat.reshape(pool.shape)
 
 
 def final_columns(x: jax.Array, row: int) -> list[jax.Array]:
     return [x[:, start : start + row] for start in range(0, x.shape[-1], row)]
 
 
-def read_final(pool, pages, width: int) -> jax.Array:
-    """Inverse of `write_final`: pages [tiles] -> [tiles * 64, width]."""
-    layers = -(-width // pool.shape[-1])
-    parts = [tape.read(pool, layer, pages[:, None], pool.shape[-1]) for layer in range(layers)]
+def final_pages(pool, dims: Dimensions, places: jax.Array, row: int) -> jax.Array:
+    """Pages of `as_one_layer` that hold one row of finals, -1 for no place: [tiles].
+
+    With two finals of three rows on a page, place 5 is the second on page 2: layers 3, 4 and 5 of that page.
+    """
+    page, number = jnp.divmod(places, dims.finals_per_page)
+    layer = number * dims.final_rows + row
+    return jnp.where(places < 0, -1, layer * pool.shape[1] + page)
+
+
+def as_one_layer(pool: jax.Array) -> jax.Array:
+    """[layers, pages, 64, row] -> [1, layers * pages, 64, row], the pages of one layer after those of another."""
+    return pool.reshape(1, -1, *pool.shape[2:])
+
+
+def read_final(pool, dims: Dimensions, places, width: int) -> jax.Array:
+    """Inverse of `write_final`, the leading columns: places [tiles] -> [tiles * 64, width]."""
+    flat, rows = as_one_layer(pool), range(-(-width // pool.shape[-1]))
+    parts = [tape.read(flat, 0, final_pages(pool, dims, places, row)[:, None], pool.shape[-1]) for row in rows]
     return jnp.concatenate(parts, axis=-1)[:, :width]
 
 

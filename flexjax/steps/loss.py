@@ -31,7 +31,7 @@ def loss_window(
     """
     batch = unpack(packed, loss_fields(dims))
     model = nnx.merge(definition, weights)
-    local = read_final(pool, batch.final_page, dims.model.hidden_size // dims.tp)
+    local = read_final(pool, dims, batch.final_place, dims.model.hidden_size // dims.tp)
     x = tape.whole(local, "x", dims.tp)
     normed, pull_back = jax.vjp(model.final_norm, x)
     losses, d_normed = linear_cross_entropy(

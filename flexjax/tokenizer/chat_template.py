@@ -1,6 +1,7 @@
 """ChatTemplate: messages to text, the way transformers renders a model's Jinja template. It knows no token ids."""
 
 import json
+from collections.abc import Sequence
 from datetime import datetime
 
 from jinja2 import TemplateError
@@ -64,7 +65,9 @@ class ChatTemplate:
         except (TemplateError, TypeError, KeyError, ValueError) as error:
             raise ValueError(f"the chat template refuses these messages: {error}; {SUPPORTED_ROLES_HINT}") from error
 
-    def assistant_spans(self, messages: list[dict]) -> tuple[str, list[tuple[int, int]]]:
+    def assistant_spans(
+        self, messages: list[dict], learned: Sequence[bool] | None = None
+    ) -> tuple[str, list[tuple[int, int]]]:
         """The whole conversation as text, and where in it the assistant speaks.
 
         A template does not mark its assistant text, so spans are derived: rendering the messages before an assistant
@@ -75,8 +78,11 @@ class ChatTemplate:
             messages[:i+1]             <|user|>hi<|end|><|assistant|>hello<|end|>
                                                                      ^^^^^^^^^^^^ span
 
+        Args:
+            learned: which messages are looked for; None is all.
+
         Returns:
-            The text and, per assistant message, (first character, one past the last).
+            The text and, per assistant message that is looked for, (first character, one past the last).
 
         Raises:
             ValueError: a rendered prefix is not the beginning of the whole text (a template that rewrites earlier
@@ -85,7 +91,7 @@ class ChatTemplate:
         text = self.render(messages)
         spans = []
         for index, message in enumerate(messages):
-            if message["role"] != "assistant":
+            if message["role"] != "assistant" or (learned is not None and not learned[index]):
                 continue
             shown = self.render(messages[:index], add_generation_prompt=True)
             spoken = self.render(messages[: index + 1])

@@ -1,7 +1,7 @@
 """Tokenizer: text to token ids and back, and conversations to training rows. It knows no model and no weights."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import tokenizers
@@ -104,8 +104,13 @@ class Tokenizer:
         """A conversation as token ids (`render_chat`, encoded; the template writes BOS itself where it wants one)."""
         return self.encode(self.render_chat(messages, add_generation_prompt, **variables), add_special_tokens=False)
 
-    def assistant_mask(self, messages: list[dict]) -> tuple[list[int], list[int]]:
+    def assistant_mask(
+        self, messages: list[dict], learned: Sequence[bool] | None = None
+    ) -> tuple[list[int], list[int]]:
         """A conversation as a training row.
+
+        Args:
+            learned: which messages of an assistant are targets, one for each message; None is all.
 
         Returns:
             Token ids, and per token 1 if it is a target: the assistant's text and the token that ends its turn, not
@@ -114,7 +119,7 @@ class Tokenizer:
         Raises:
             ValueError: there is no chat template, or it cannot tell the assistant's text apart.
         """
-        text, spans = self._template().assistant_spans(messages)
+        text, spans = self._template().assistant_spans(messages, learned)
         encoding = self._backend.encode(text, add_special_tokens=False)
         mask = [0] * len(encoding.ids)
         starts = [start for start, _ in encoding.offsets]

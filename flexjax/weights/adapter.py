@@ -1,6 +1,8 @@
 """LoraAdapter: one LoRA adapter on the host, whatever file it came from. It knows no files and no devices."""
 
 import dataclasses
+import hashlib
+import json
 import math
 from collections import Counter
 from dataclasses import dataclass, field
@@ -60,6 +62,28 @@ class LoraAdapter:
         """The scale most terms have (of equally many, the largest)."""
         counts = Counter(term.scale(self.use_rslora) for term in self._all_terms())
         return max(counts, key=lambda scale: (counts[scale], scale))
+
+    @property
+    def nbytes(self) -> int:
+        """Of the weights."""
+        return sum(a.nbytes + b.nbytes for a, b in self.weights.values())
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for adapters of equal weights, terms and scales, and for no others."""
+        term = lambda each: None if each is None else (each.rank, float(each.alpha))
+        terms = {name: [term(each) for each in layers] for name, layers in self.terms.items()}
+        digest = hashlib.sha256(json.dumps([terms, self.use_rslora], sort_keys=True).encode())
+        for name in sorted(self.weights):
+            for factor in self.weights[name]:
+                digest.update(f"{name} {factor.shape}".encode())
+                digest.update(np.ascontiguousarray(factor).data)
+        return digest.hexdigest()
+
+    @property
+    def outline(self) -> "LoraAdapter":
+        """The adapter without its weights."""
+        return dataclasses.replace(self, weights={}, originals={})
 
     @property
     def target_modules(self) -> tuple[str, ...]:

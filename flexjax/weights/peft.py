@@ -34,13 +34,9 @@ def read_adapter(directory: str | Path, config: ModelConfig) -> LoraAdapter:
             missing, unexpected or of another shape (all in one message), or a tensor is not finite.
     """
     directory = Path(directory)
-    values = read_config(directory)
-    try:
-        terms = terms_of(values, config)
-    except ValueError as error:
-        raise ValueError(f"{directory / CONFIG_FILE}: {error}") from error
+    outline = read_outline(directory, config)
+    terms, trained_on = outline.terms, outline.base_model_name
     files = SafetensorsFiles([weights_file(directory)])
-    trained_on = values.get("base_model_name_or_path")
     title = f"the adapter in {directory}, trained on {trained_on!r}, does not fit the model or its {CONFIG_FILE}"
     check_names(title, expected_shapes(terms, config), files.shapes)
     pairs = {
@@ -53,9 +49,31 @@ def read_adapter(directory: str | Path, config: ModelConfig) -> LoraAdapter:
         config,
         pairs,
         terms,
+        use_rslora=outline.use_rslora,
+        dropout=outline.dropout,
+        base_model_name=trained_on,
+        peft_config=outline.peft_config,
+    )
+
+
+def read_outline(directory: str | Path, config: ModelConfig) -> LoraAdapter:
+    """What an adapter's configuration says of it: the adapter without its weights.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_adapter`, of the configuration.
+    """
+    directory = Path(directory)
+    values = read_config(directory)
+    try:
+        terms = terms_of(values, config)
+    except ValueError as error:
+        raise ValueError(f"{directory / CONFIG_FILE}: {error}") from error
+    return LoraAdapter(
+        {},
+        terms,
         use_rslora=bool(values.get("use_rslora")),
         dropout=float(values.get("lora_dropout") or 0.0),
-        base_model_name=trained_on,
+        base_model_name=values.get("base_model_name_or_path"),
         peft_config=values,
     )
 

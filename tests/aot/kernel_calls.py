@@ -15,8 +15,6 @@ from pallas_kernels.lora_expand.api import RANK_UNIT
 from pallas_kernels.page_write import cases as write_cases
 from pallas_kernels.page_write.api import write_pages
 from pallas_kernels.paged_attention import cases as attention_cases
-from pallas_kernels.row_product import cases as product_cases
-from pallas_kernels.row_product.api import row_product
 from pallas_kernels.window_attention_grad import cases as grad_cases
 
 IMPLEMENTATION = "mosaic_gpu"
@@ -119,16 +117,6 @@ def lora_gradients(case: lora_cases.Case) -> KernelCall:
     return KernelCall(f"gradients {case.name}", gradients, arguments, in_place=(6,) if case.has_base else ())
 
 
-def thin_product(case: product_cases.Case) -> KernelCall:
-    residual = shaped((case.rows, case.outputs), case.dtype) if case.residual else None
-    weights = shaped((case.layers, case.inputs, case.outputs), case.dtype)
-    arguments = (shaped((case.rows, case.inputs), case.dtype), weights, SCALAR, residual)
-    multiply = lambda x, weights, layer, residual: row_product(
-        x, weights, layer, residual=residual, implementation=IMPLEMENTATION
-    )
-    return KernelCall(f"product {case.name}", multiply, arguments)
-
-
 CALLS = (
     *map(attention, attention_cases.LARGE),
     *map(window_grad, grad_cases.LARGE),
@@ -136,5 +124,4 @@ CALLS = (
     *map(page_writes, write_cases.LARGE_PAGES),
     *map(expansion, expand_cases.LARGE),
     *map(lora_gradients, lora_cases.LARGE),
-    *map(thin_product, product_cases.LARGE),
 )

@@ -92,7 +92,7 @@ def test_everything_runs_and_what_is_written_agrees(write, capsys):
     failed = [check["claim"] for check in report["checks"] if not check["passed"]]
     assert "the adapter signs answers to held-out questions with 'never to be seen'" in failed
     assert f"the demo failed: {len(failed)} of {len(report['checks'])} checks" in said
-    for text in ("What is 20?", "compiled 1 of 5", "serving and finetuning", "finetuning step 12/12"):
+    for text in ("What is 20?", "ready 1 of 5", "serving and finetuning", "finetuning step 12/12"):
         assert text in said
 
 

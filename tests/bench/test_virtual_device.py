@@ -8,7 +8,7 @@ from flexjax.bench.virtual_device import Roofline, VirtualDevice, tile_context, 
 from flexjax.bench.virtual_engine import Host, TapeShape, VirtualEngine, calibrate, job_of_lengths
 from flexjax.bench.virtual_figures import summary
 from flexjax.layout import SlotLayout
-from flexjax.scheduler import LatencyModel, Microbatch, MicrobatchCursor, Scheduler, policy_from_name
+from flexjax.scheduler import LatencyModel, Microbatch, MicrobatchCursor, Scheduler, demand, policy_from_name
 
 SIZES = [(rows, chunk) for rows in (64, 128, 256) for chunk in (0, 256, 1024)]
 LAYOUTS = [SlotLayout(rows, chunk, tape=bool(chunk)) for rows, chunk in SIZES]
@@ -111,6 +111,20 @@ def test_single_gaps_are_kept_where_they_are_the_objective(objective, rate, prom
     assert figures["itl_ms_p99"] < 1e3 * objective
     assert figures["ttft_ms_p99"] < 1000
     assert figures["finetune_tokens_per_s"] > 4000
+
+
+def test_finetuning_gives_way_to_a_burst_and_not_to_lasting_demand(monkeypatch):
+    """60 requests a second after ten quiet seconds; with demand's longer memory shortened they are as usual."""
+    later = [row | {"t": row["t"] + 10.0} for row in poisson(60, 8, 250, 200, seed=3)]
+    trace, tokens, late = poisson(4, 10, 250, 200, seed=2) + later, {}, {}
+    for memory in (30.0, 1.0):
+        monkeypatch.setattr(demand, "LATELY_SECONDS", memory)
+        engine = virtual(trace, objective=0.045, margin=0.05)
+        engine.run()
+        tokens[memory] = sum(record.finetune_slots for record in engine.records if 13 <= record.start < 16)
+        late[memory] = sum(each.ttft > 0.5 for each in engine.asked)
+    assert tokens[30.0] < 0.7 * tokens[1.0]
+    assert late[30.0] == 0 < late[1.0]
 
 
 def test_pages_move_to_requests_and_back():

@@ -17,7 +17,7 @@ import openai
 import pytest
 
 from flexjax.cli import main
-from flexjax.cli.serve import add_arguments, server_config
+from flexjax.cli.serve import KEY_VARIABLE, add_arguments, server_config, without_keys
 from flexjax.config import load_tables
 from flexjax.server.config import ServerConfig
 from flexjax.tokenizer import Tokenizer
@@ -89,7 +89,7 @@ def check_refusal(url: str) -> None:
 
 
 def check_shown(shown: str, rest: str) -> None:
-    engine = ("compiled 1 of", "weights", "sampling ready in", "devices: cpu")
+    engine = ("ready 1 of", "weights", "sampling ready in", "devices: cpu")
     for words in (*engine, "adapters: counter", "4 rows of at most 256 tokens"):
         assert words in shown
     assert f"SIGTERM: refusing new work, {SAMPLES} sequences end" in rest
@@ -113,6 +113,29 @@ def test_options_win_over_the_file_and_paths_start_where_they_are_written(tmp_pa
     assert Path(config.data_dir).resolve() == tmp_path / "a" / "data" and config.adapters == tmp_path / "here"
     alone = server_config(arguments_of("--model", "m", "--data-dir", "d"))
     assert alone == ServerConfig(data_dir=str(tmp_path / "d")) and alone.adapters == tmp_path / "d" / "adapters"
+
+
+def test_keys_come_from_options_or_else_from_the_environment(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.toml").write_text('[server]\napi_keys = ["sk-file"]\napi_keys_file = "keys"\n')
+    assert server_config(arguments_of("c.toml")).api_keys == ("sk-file",)
+    assert Path(server_config(arguments_of("c.toml")).api_keys_file).resolve() == tmp_path / "keys"
+    monkeypatch.setenv(KEY_VARIABLE, "sk-environment")
+    assert server_config(arguments_of("c.toml")).api_keys == ("sk-environment",)
+    words = ("c.toml", "--api-key", "sk-1", "--api-key=sk-2", "--api-keys-file", "other")
+    config = server_config(arguments_of(*words))
+    assert config.api_keys == ("sk-1", "sk-2") and config.api_keys_file == str(tmp_path / "other")
+    shown = without_keys(["flexjax", "serve", *words])
+    assert not any("sk-" in word for word in shown) and len(shown) == len(words) + 2
+    assert [shown[0], shown[2], shown[-1]] == ["flexjax", "c.toml", "other"]
+
+
+def test_origins_are_a_list_as_vllm_has_them(capsys):
+    config = server_config(arguments_of("--model", "m", "--allowed-origins", '["https://a.org", "http://b:80"]'))
+    assert config.allowed_origins == ("https://a.org", "http://b:80")
+    with pytest.raises(SystemExit):
+        arguments_of("--allowed-origins", "https://a.org")
+    assert "it is 'https://a.org'; it must be a list in JSON" in capsys.readouterr().err
 
 
 def test_the_example_explains_every_setting():
@@ -139,6 +162,8 @@ def test_packages_that_are_not_installed_are_named(monkeypatch, capsys, command,
         ("[server]\nports = 1\n", "[server]: unknown key 'ports' (did you mean 'port'?)"),
         ("[server]\nmax_queue = -1\n", "[server]: max_queue is -1; it must be at least 0"),
         ('[server]\nport = "80"\n', "[server]: port is '80'; it must be a whole number"),
+        ('[server]\napi_keys = ["a b"]\n', "api_keys number 1: a key must be 1 to 512 characters of ASCII"),
+        ('[server]\napi_keys_file = "ghost"\n', "/ghost, which cannot be read: "),
         ('[server]\nhost = "192.0.2.1"\n', "cannot listen on host 192.0.2.1 port 8000"),
     ],
 )

@@ -24,7 +24,7 @@ from flexjax.compiler.parallelization import (
     module_candidates,
     parallel_plan,
 )
-from flexjax.engine.programs import factor_specs
+from flexjax.engine.specs import factor_specs
 from flexjax.fields import ConfigError
 from flexjax.models.lora import MODULES
 

@@ -15,7 +15,8 @@ def table() -> AdapterTable:
 
 
 def load(table: AdapterTable, name: str, rank: int = 8, scale: float = 1.0):
-    version = table.place(name, rank, scale)
+    version = table.new(name, rank, scale)
+    assert table.try_seat(version), "no place is free"
     table.announce(version)
     return version
 
@@ -33,10 +34,10 @@ def test_unknown_names_are_refused_with_those_that_are_loaded(table):
         table.remove("x")
 
 
-def test_a_placed_version_is_not_found_before_it_is_announced(table):
+def test_a_seated_version_is_not_found_before_it_is_announced(table):
     old = load(table, "x")
-    new = table.place("x", 8, 1.0)
-    assert table.find("x") is old
+    new = table.new("x", 8, 1.0)
+    assert table.try_seat(new) and table.find("x") is old
     assert table.announce(new) is old
     assert table.find("x") is new
 
@@ -46,10 +47,10 @@ def test_a_pinned_version_outlives_its_name_and_keeps_its_place(table):
     new = load(table, "x", rank=16)
     assert table.find("x") is new and old.index != new.index
     load(table, "y")
-    with pytest.raises(NoRoomForAdapter):
-        load(table, "z")
+    assert not table.has_room(16) and not table.try_seat(table.new("z", 16, 1.0))
+    place = old.index
     table.unpin(old)
-    assert load(table, "z", rank=16).index == old.index
+    assert load(table, "z", rank=16).index == place
 
 
 def test_a_version_goes_with_its_last_pin(table):
@@ -57,9 +58,9 @@ def test_a_version_goes_with_its_last_pin(table):
     table.pin(version), table.pin(version)
     table.remove("x")
     table.unpin(version)
-    assert version.index in table.resident
+    assert version in table.resident.values()
     table.unpin(version)
-    assert version.index not in table.resident
+    assert not table.resident
     with pytest.raises(AssertionError, match="unpinned once too often"):
         table.unpin(version)
 
@@ -72,18 +73,65 @@ def test_a_named_version_stays_without_pins(table):
 
 def test_a_discarded_version_leaves_the_name_alone(table):
     old = load(table, "x")
-    table.discard(table.place("x", 8, 1.0))
+    given_up = table.new("x", 8, 1.0)
+    assert table.try_seat(given_up)
+    table.discard(given_up)
     assert table.find("x") is old and list(table.resident) == [old.index]
 
 
-def test_no_room_errors_name_what_is_full_and_the_setting(table):
-    load(table, "a", rank=24), load(table, "b", rank=24)
-    narrow = "'c' of rank 20 needs 24 free columns in a row of the 64 that a, b share.* raise adapter_rank_capacity"
-    with pytest.raises(NoRoomForAdapter, match=narrow):
-        table.place("c", 20, 1.0)
-    load(table, "c", rank=1)
-    with pytest.raises(NoRoomForAdapter, match="'d' finds all 3 places taken by a, b, c.* raise max_adapters"):
-        table.place("d", 8, 1.0)
+def test_what_is_larger_than_all_places_is_refused_with_the_setting(table):
+    words = "'c' of rank 65 needs 72 columns, and there are 64; raise adapter_rank_capacity"
+    with pytest.raises(NoRoomForAdapter, match=words):
+        table.new("c", 65, 1.0)
+
+
+def test_those_leave_who_were_used_longest_ago(table):
+    """Eight units: a has 0 and 1, b 2, c 3; the three places are taken."""
+    a, b, c = load(table, "a", rank=16), load(table, "b"), load(table, "c")
+    for version in (a, b, c, a):
+        table.hold(table.pin(version))
+    for version in (a, a, b, c):
+        table.release(version)
+    assert table.leavers(table.new("d", 8, 1.0)) == [b]
+    table.hold(table.pin(b))
+    assert table.leavers(table.new("d", 8, 1.0)) == [c], "b is held"
+    assert table.leavers(table.new("d", 48, 1.0)) == [c, b], "the range before them is too short, so c is not enough"
+    assert table.leavers(table.new("d", 40, 1.0)) == [c], "units 3 to 7"
+    assert table.leavers(table.new("d", 8, 1.0), staying={a, c}) == [b], "none but one that is held"
+    assert table.leavers(table.new("d", 8, 1.0), staying={a, b, c}) is None
+
+
+def test_jobs_never_leave(table):
+    """The version of a job is not announced before its end; it lies in the middle here."""
+    load(table, "a")
+    job = table.new("job", 8, 1.0)
+    assert table.try_seat(job) and table.leavers(table.new("d", 48, 1.0)) == []
+    assert table.leavers(table.new("d", 56, 1.0)) is None
+    table.announce(job)
+    assert len(table.leavers(table.new("d", 64, 1.0))) == 2
+
+
+def test_an_evicted_version_has_no_place_and_gets_another(table):
+    version = load(table, "x")
+    table.evict(version)
+    with pytest.raises(AssertionError, match="no place to hold"):
+        table.hold(table.pin(version))
+    load(table, "y")
+    assert table.try_seat(version) and (version.index, version.first_unit) == (2, 1)
+    assert table.find("x") is version
+
+
+def test_a_version_that_nobody_can_ask_for_is_told_of():
+    dropped = []
+    table = AdapterTable(adapters=2, rank_capacity=8, on_drop=dropped.append)
+    first = table.pin(load(table, "x"))
+    table.evict(first)
+    second = load(table, "x")
+    assert dropped == []
+    table.unpin(first)
+    assert dropped == [first]
+    table.remove("x")
+    assert dropped == [first, second]
 
 
 def test_a_gap_is_used_again(table):
@@ -114,12 +162,9 @@ class Life(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from("abc"), rank=st.integers(1, 40))
     def load(self, name, rank):
-        try:
-            version = self.table.place(name, rank, 1.0)
-        except NoRoomForAdapter:
+        if not self.table.has_room(rank):
             return
-        assert self.table.find(name) is self.newest.get(name) if name in self.newest else name not in self.table.named
-        self.table.announce(version)
+        version = load(self.table, name, rank)
         self.newest[name] = version
         self.seen.append(version.version)
 

@@ -32,17 +32,20 @@ def dims() -> Dimensions:
 @pytest.fixture(scope="module")
 def table() -> AdapterTable:
     table = AdapterTable(adapters=3, rank_capacity=32)
-    table.announce(table.place("x", 12, 0.5))
+    version = table.new("x", 12, 0.5)
+    assert table.try_seat(version)
+    table.announce(version)
     return table
 
 
 @pytest.fixture(scope="module")
 def training(table) -> Training:
-    """Sequences of 130 and 70 computed tokens: blocks 0 to 2 and 3 to 4. Block n has pages 10 n, 10 n + 1, ..."""
+    """Sequences of 130 and 70 computed tokens: blocks 0 to 2 and 3 to 4. Block n has pages 10 n, 10 n + 1 and 10 n + 2;
+    three final hidden states share page 7, two page 9."""
     group = [example(np.arange(131) + 100), example(np.arange(71) + 500, np.arange(71) > 60)]
     (packed,) = pack_group(group, 384, 0, 0)
-    pages = tuple(tuple(10 * block + column for column in range(4)) for block in range(5))
-    return Training(packed, MicrobatchPages(pages), table.find("x"), dropout=0.25, seed=3)
+    pages = tuple(tuple(10 * block + column for column in range(3)) for block in range(5))
+    return Training(packed, MicrobatchPages(pages, (7, 9), 3), table.find("x"), dropout=0.25, seed=3)
 
 
 def serving(number: int, prompt, adapter=BASE, sampling=SAMPLING, output=()) -> Serving:
@@ -96,8 +99,8 @@ def test_window_segment(batch):
     assert batch.tile_pages[2].tolist() == [0, 10, 0, 0]
     assert batch.tile_pages[3].tolist() == [0, 10, 20, 0]
     assert batch.tile_row.tolist() == [-1, 2, -1, -1, -1]
-    assert batch.final_page.tolist() == [-1, -1, 11, 21, -1]
-    assert batch.tape_pages.tolist() == [[-1, -1], [-1, -1], [12, 13], [22, 23], [-1, -1]]
+    assert batch.final_place.tolist() == [-1, -1, 22, 23, -1]
+    assert batch.tape_pages.tolist() == [[-1, -1], [-1, -1], [11, 12], [21, 22], [-1, -1]]
 
 
 def test_dropout_of_requests_is_none_and_seeds_follow_the_block(batch, training):
@@ -139,7 +142,7 @@ def test_loss_windows(dims, training):
     """Targets follow their slots: 130 of the first sequence, of the second those of its last ten tokens."""
     windows = [unpack(loss_batch(dims, training, window), loss_fields(dims)) for window in range(3)]
     assert [int(window.start) for window in windows] == [0, 128, 256]
-    assert [window.final_page.tolist() for window in windows] == [[1, 11], [21, 31], [41, -1]]
+    assert [window.final_place.tolist() for window in windows] == [[21, 22], [23, 27], [28, -1]]
     targets = np.concatenate([window.targets for window in windows])
     expected = np.full(384, -1)
     expected[:130] = np.arange(130) + 101
@@ -156,8 +159,8 @@ def test_backward_windows(dims, training):
         assert unit.block_start.tolist() == [0, 0, 0, 3, 3, 5]  # the last block is padding
         assert unit.scale == 0.5
     assert [unit.tile_position.tolist() for unit in units] == [[0, 64], [128, 0], [64, 0]]
-    assert [unit.tape_pages.tolist() for unit in units[1:]] == [[[22, 23], [32, 33]], [[42, 43], [-1, -1]]]
-    assert [unit.final_page.tolist() for unit in units] == [[1, 11], [21, 31], [41, -1]]
+    assert [unit.tape_pages.tolist() for unit in units[1:]] == [[[21, 22], [31, 32]], [[41, 42], [-1, -1]]]
+    assert [unit.final_place.tolist() for unit in units] == [[21, 22], [23, 27], [28, -1]]
     seeds = [training.tile_seed(block) for block in range(5)]
     assert [unit.dropout_seed.tolist() for unit in units] == [seeds[:2], seeds[2:4], [seeds[4], 0]]
     assert units[2].dropout_rate.tolist() == [0.25, 0]

@@ -1,12 +1,14 @@
 """Finetuning jobs through the whole engine: alone, beside requests, and when they go wrong."""
 
+import gc
 import queue
 import threading
+import weakref
 
 import numpy as np
 import pytest
 
-from flexjax.engine.adapters import UnknownAdapter
+from flexjax.engine.adapters import NoRoomForAdapter, UnknownAdapter
 from flexjax.fields import ConfigError
 from flexjax.request import SamplingParams
 from flexjax.weights.peft import read_adapter
@@ -176,6 +178,28 @@ def test_pause_holds_a_job_and_cancel_ends_it(engine):
     engine.loop.call(engine.scheduler.check)
 
 
+def test_of_jobs_that_have_ended_only_what_they_reported_is_kept(engine):
+    """A service that runs for months has had many."""
+    handles, large = {}, {}
+    for name, epochs in {"succeeds": 2, "is cancelled": 500}.items():
+        handles[name] = engine.finetune(job(name, epochs=epochs))
+        found = engine.trainer.jobs[name]
+        large[name] = [weakref.ref(each) for each in (found.run.train, found.adapter)]
+    del found
+    finished(handles["succeeds"])
+    while not handles["is cancelled"].losses:
+        assert handles["is cancelled"].wait(timeout=0.05) in ("queued", "running")
+    handles["is cancelled"].cancel()
+    engine.generate(["hello"], greedy(10))
+    gc.collect()
+    assert [each() for held in large.values() for each in held] == [None] * 4
+    assert len(handles["succeeds"].losses) == handles["succeeds"].total_steps == 4
+    assert [event["type"] for event in handles["succeeds"].events()].count("step") == 4
+    for handle in handles.values():
+        with pytest.raises(ConfigError, match="it cannot become paused"):
+            handle.pause()
+
+
 def test_jobs_beyond_the_seats_wait(new_engine):
     with new_engine(max_running_jobs=1) as engine:
         first, second = engine.finetune(job("first")), engine.finetune(job("second"))
@@ -198,12 +222,25 @@ def test_jobs_that_cannot_run_are_refused(engine, settings, message):
         engine.finetune(job("refused", **settings))
 
 
-def test_an_adapter_without_room_names_the_setting(new_engine, engine, tmp_path):
-    engine.export_adapter("taught", tmp_path / "taught")
+def test_a_job_takes_a_place_that_nobody_holds_and_keeps_it(new_engine, engine, tmp_path):
+    """There is one place. While a job has it, who asks for an adapter is told so; afterwards everybody is served."""
+    for name in ("taught", "alone"):
+        engine.export_adapter(name, tmp_path / name)
+    expected = {name: engine.generate(["3 and 1 make"], greedy(20), name)[0].token_ids for name in ("taught", "alone")}
     with new_engine(max_adapters=1, adapter_rank_capacity=8) as narrow:
-        narrow.load_adapter("one", tmp_path / "taught")
-        with pytest.raises(ValueError, match="raise max_adapters"):
-            narrow.load_adapter("two", tmp_path / "taught")
-        handle = narrow.finetune(job("three"))
-        finished(handle, "failed")
-        assert "max_adapters" in handle.error
+        for name in expected:
+            narrow.load_adapter(name, tmp_path / name)
+        answers = lambda: {name: narrow.generate(["3 and 1 make"], greedy(20), name)[0].token_ids for name in expected}
+        assert answers() == expected
+        handle = narrow.finetune(job("third", epochs=20))
+        while not handle.losses:
+            assert handle.wait(timeout=0.01) in ("queued", "running"), handle.error
+        handle.pause()
+        with pytest.raises(NoRoomForAdapter, match="'taught' finds no place beside the running jobs third.* max_adapt"):
+            narrow.generate(["3 and 1 make"], greedy(20), "taught")
+        handle.resume()
+        finished(handle)
+        assert answers() == expected
+        assert narrow.generate(["3 and 1 make"], greedy(20), "third")[0].token_ids
+        with pytest.raises(NoRoomForAdapter, match="raise adapter_rank_capacity"):
+            narrow.finetune(job("large", rank=9))

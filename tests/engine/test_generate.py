@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from flexjax.engine.adapters import UnknownAdapter
-from flexjax.engine.engine import Submission
 from flexjax.engine.loop import EngineStopped
+from flexjax.engine.submission import Submission
 from flexjax.request import SamplingParams
 from tests.ladder import Model
 from tests.tiny_model import CONFIG

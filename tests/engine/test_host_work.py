@@ -2,6 +2,7 @@
 
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 
 import numpy as np
@@ -75,14 +76,29 @@ def test_other_pages_are_packed_anew(dims):
 def test_a_program_is_described_once(monkeypatch):
     """Its shapes and shardings take longer to make than some programs take to run."""
     programs, described = Rig(Model.random(LLAMA)).programs, []
-    monkeypatch.setattr(programs, "described", {})
-    monkeypatch.setattr(programs, "_compile", lambda key, *_, **__: described.append(key) or key)
+    monkeypatch.setattr(programs, "compiled", {})
+    monkeypatch.setattr(programs, "_compile", lambda *_, **__: described.append(object()) or described[-1])
     job, calls = JobShape(8), 3
     for _ in range(calls):
         found = [programs.forward(LAYOUT), programs.sample(2, SamplingLevel.GREEDY, False), programs.loss(job)]
         found += [programs.backward(job), programs.update(job, OptimizerSpec()), programs.publish(job)]
-    assert found == described and len(set(described)) == 6
+    assert found == described and len(described) == 6
     assert programs.forward(SlotLayout(2, 64)) == described[-1] != programs.forward(LAYOUT)
+
+
+def test_threads_that_ask_for_the_same_program_compile_it_once_and_for_others_at_the_same_time(monkeypatch):
+    """Two threads ask for each of two programs; the barrier opens only when both programs are being compiled."""
+    programs, both = Rig(Model.random(LLAMA)).programs, threading.Barrier(2)
+
+    def compiled_beside_another(*_, **__):
+        both.wait(timeout=60)
+        return object()
+
+    monkeypatch.setattr(programs, "compiled", {})
+    monkeypatch.setattr(programs, "_compile", compiled_beside_another)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(programs.forward, [LAYOUT, SlotLayout(2, 64), LAYOUT, SlotLayout(2, 64)]))
+    assert found[0] is found[2] is not found[1] is found[3]
 
 
 class Instructions:

@@ -25,6 +25,13 @@ def test_an_engine_starts_with_the_base_model_alone(catalog):
     assert set(catalog.layouts) == BASE
 
 
+def test_sizes_of_steps_count_rows_too():
+    """150 slots leave 2 rows a chunk of 128, and 100 rows one of 64, which is the least."""
+    config = replace(CONFIG, max_rows=100, row_sizes=(2, 100), step_sizes=(100, 150))
+    mixed = {(each.rows, each.chunk) for each in LayoutCatalog(config).layouts if each.chunk}
+    assert mixed == {(2, 64), (2, 128), (100, 64)}
+
+
 def test_an_engine_that_co_serves_has_tapes_from_the_start():
     """So that they are timed before the first objective has to be kept."""
     assert set(LayoutCatalog(replace(CONFIG, policy="co_serve")).layouts) == BASE | TAPES

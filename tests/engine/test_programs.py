@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from flexjax.engine.programs import JobShape, Programs, factor_specs, master_specs, weight_specs
+from flexjax.engine.programs import JobShape, Programs
+from flexjax.engine.specs import factor_specs, master_specs, weight_specs
 from flexjax.finetuning.packing import pack_group
 from flexjax.models.build import abstract_decoder, dotted
 from flexjax.state import adapter_shapes, gradient_shapes, nbytes, pool_shape, row_shapes, stack_shapes

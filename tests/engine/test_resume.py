@@ -92,12 +92,48 @@ def test_a_killed_process_resumes_from_its_last_checkpoint(
     assert statuses.count("running") == 2, "it was resumed, not begun again"
 
 
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_job_killed_between_its_last_checkpoint_and_its_end_ends(new_engine, tmp_path, paused):
+    short = job("lasting", epochs=2)
+    with new_engine(**PINNED, checkpoint_dir=str(tmp_path)) as engine:
+        handle = engine.finetune(short)
+        assert handle.wait(timeout=120) == "succeeded", handle.error
+        expected, losses = engine.adapter("lasting").weights, handle.losses
+    with new_engine(**PINNED, checkpoint_dir=str(tmp_path)) as engine:
+        handle = engine.finetune(short, resume=True, paused=paused)
+        if paused:
+            assert handle.wait(timeout=0.5) == "paused"
+            handle.resume()
+        assert handle.wait(timeout=60) == "succeeded", handle.error
+        assert handle.losses == losses
+        assert_same(engine.adapter("lasting").weights, expected)
+
+
+def test_a_job_paused_while_its_last_results_are_on_their_way_ends_when_it_is_resumed(new_engine):
+    with new_engine(**PINNED) as engine:
+        trainer, dispatched = engine.trainer, engine.trainer.dispatched
+
+        def pause_at_the_end(iteration):
+            dispatched(iteration)
+            if trainer.jobs["lasting"].run.exhausted:
+                trainer.pause("lasting")
+
+        trainer.dispatched = pause_at_the_end
+        handle = engine.finetune(job("lasting", epochs=2))
+        for _ in range(1200):
+            if handle.wait(timeout=0.05) == "paused" and len(handle.losses) == handle.total_steps:
+                break
+        trainer.dispatched = dispatched
+        handle.resume()
+        assert handle.wait(timeout=60) == "succeeded", handle.error
+
+
 def kill_after_checkpoint(arguments: str, count: int) -> None:
     """Run the job in a process of its own and kill it without warning once it has reported ``count`` checkpoints."""
     process = subprocess.Popen(
         [sys.executable, "-c", KILLED, arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     for line in process.stdout:
         if int(line) >= count or time.monotonic() > deadline:
             break

@@ -6,11 +6,12 @@ was given one after another.
 
 import queue
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from flexjax.engine.adapter_tier import AdapterTier
 from flexjax.engine.adapters import BASE, AdapterTable
 from flexjax.engine.batch import Serving
 from flexjax.engine.loop import Loop
@@ -71,7 +72,8 @@ class World:
             latency.calibrate(("forward", layout), predicted)
         policy = policy_from_name("inference_only")
         scheduler = Scheduler(LAYOUTS, pages=800, max_rows=8, max_model_len=6400, latency=latency, policy=policy)
-        self.loop = Loop(scheduler, self, self, AdapterTable(2, 8), clock=lambda: self.now)
+        tier = AdapterTier(AdapterTable(2, 8), ThreadPoolExecutor(1))
+        self.loop = Loop(scheduler, self, self, tier, clock=lambda: self.now)
         self.loop._commands, self._left = self, [*self.commands, None]
         self.loop.start()
         self.loop.stop()
@@ -122,4 +124,4 @@ class World:
     def nothing(self, *_) -> dict:
         return {}
 
-    offer = scheduled = dispatched = completed = learning_rates = dispatch_units = abandon = nothing
+    offer = scheduled = failed = dispatched = completed = learning_rates = dispatch_units = abandon = nothing

@@ -15,17 +15,17 @@ class LetterTokenizer:
         return [BOS] * add_special_tokens + [FIRST_LETTER + ord(letter) - ord("a") for letter in text]
 
     def apply_chat_template(self, messages, add_generation_prompt):
-        return self.assistant_mask(messages)[0]
+        return self.assistant_mask(messages, [True] * len(messages))[0]
 
-    def assistant_mask(self, messages):
+    def assistant_mask(self, messages, learned):
         if messages[0]["role"] == "tool":
             raise ValueError("the chat template refuses these messages")
         ids, mask = [], []
-        for message in messages:
+        for message, wanted in zip(messages, learned, strict=True):
             spoken = message["role"] == "assistant"
             letters = self.encode(message["content"], add_special_tokens=False) + [EOS] * spoken
             ids += [TURN, *letters]
-            mask += [0] + [int(spoken)] * len(letters)
+            mask += [0] + [int(spoken and wanted)] * len(letters)
         return ids, mask
 
 

@@ -9,6 +9,14 @@ from flexjax.finetuning.dataset import DatasetError, read_dataset
 
 CHAT = {"messages": [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "c"}]}
 COMPLETION = {"prompt": "ab", "completion": "c"}
+WEIGHTED = {
+    "messages": [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b", "weight": 0},
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "c", "weight": 1},
+    ]
+}
 TOKENS = {"input_ids": [5, 6, 7], "loss_mask": [0, 1, 0]}
 
 
@@ -31,6 +39,8 @@ def lines_of(tmp_path, *lines):
     [
         (CHAT, "assistant", [3, 10, 11, 3, 12, 2], [0, 0, 0, 0, 1, 1]),
         (CHAT, "all", [3, 10, 11, 3, 12, 2], [0, 1, 1, 1, 1, 1]),
+        (WEIGHTED, "assistant", [3, 10, 3, 11, 2, 3, 10, 3, 12, 2], [0, 0, 0, 0, 0, 0, 0, 0, 1, 1]),
+        (WEIGHTED, "all", [3, 10, 3, 11, 2, 3, 10, 3, 12, 2], [0, *[1] * 9]),
         (COMPLETION, "assistant", [1, 10, 11, 12, 2], [0, 0, 0, 1, 1]),
         (COMPLETION, "all", [1, 10, 11, 12, 2], [0, 1, 1, 1, 1]),
         (TOKENS, "assistant", [5, 6, 7], [0, 1, 0]),
@@ -43,6 +53,13 @@ def test_tokens_and_mask_of_a_row(read, row, train_on, ids, mask):
     assert example.input_ids.tolist() == ids
     assert example.loss_mask.tolist() == [bool(each) for each in mask]
     assert (example.input_ids.dtype, example.loss_mask.dtype) == (np.int32, np.bool_)
+
+
+def test_a_developers_message_is_a_systems(read, tokenizer):
+    seen = []
+    tokenizer.assistant_mask = lambda messages, learned: seen.append(messages) or ([3, 4], [0, 1])
+    read([{"messages": [{"role": "developer", "content": "a"}, {"role": "assistant", "content": "b"}]}])
+    assert seen == [[{"role": "system", "content": "a"}, {"role": "assistant", "content": "b"}]]
 
 
 def test_only_what_a_loss_depends_on_is_computed(read):
@@ -88,6 +105,9 @@ def test_long_rows_are_cut_off(read):
             "message 1 has the role 'bot'; it must be one of system, user",
         ),
         ({"messages": [{"role": "user", "content": ["a"]}]}, "message 1: content must be text, not list"),
+        ({"messages": [{"role": "user", "content": "a", "weight": 1}]}, "message 1: weight is 1; only an assistant's"),
+        ({"messages": [{"role": "assistant", "content": "a", "weight": 0.5}]}, "message 1: weight is 0.5; .* 0 or 1"),
+        ({"messages": [{"role": "assistant", "content": "a", "weight": 0}]}, "no trained token"),
         ({"messages": [{"role": "tool", "content": "a"}]}, "the chat template refuses these messages"),
         ({"messages": [{"role": "user", "content": "a"}]}, "no trained token; the first token"),
         ({"prompt": 1, "completion": "a"}, "prompt must be text, not int"),

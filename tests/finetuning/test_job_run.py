@@ -163,6 +163,8 @@ def test_a_loss_that_is_no_number_fails_the_job_with_its_rows(loss, norm):
     run.advance()
     run.record_step(loss, norm)
     assert run.status is JobStatus.FAILED
+    rate = f"{run.learning_rate(1):g}"
+    assert f"loss is {loss}, gradient norm {norm} and learning rate {rate} at step 2" in run.error
     assert f"at step 2; its data rows are {', '.join(map(str, run.group_lines(1)))} of data" in run.error
     assert run.events[-1]["lines"] == list(run.group_lines(1))
     assert len(run.losses) == 1

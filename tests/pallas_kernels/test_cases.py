@@ -12,7 +12,6 @@ from pallas_kernels.lora_expand import cases as lora_expand_cases
 from pallas_kernels.model_shapes import SMOLLM2_135M
 from pallas_kernels.page_write import cases as page_write_cases
 from pallas_kernels.paged_attention import cases as paged_attention_cases
-from pallas_kernels.row_product import cases as row_product_cases
 from pallas_kernels.window_attention_grad import cases as window_attention_grad_cases
 
 LARGE = {
@@ -21,7 +20,6 @@ LARGE = {
     "lora_expand": lora_expand_cases.LARGE,
     "page_write": page_write_cases.LARGE,
     "paged_attention": paged_attention_cases.LARGE,
-    "row_product": row_product_cases.LARGE,
     "window_attention_grad": window_attention_grad_cases.LARGE,
 }
 

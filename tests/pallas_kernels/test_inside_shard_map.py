@@ -13,7 +13,6 @@ from pallas_kernels.linear_cross_entropy import cases as linear_cross_entropy_ca
 from pallas_kernels.lora_expand import cases as lora_expand_cases
 from pallas_kernels.page_write import cases as page_write_cases
 from pallas_kernels.paged_attention import cases as paged_attention_cases
-from pallas_kernels.row_product import cases as row_product_cases
 from pallas_kernels.window_attention_grad import cases as window_attention_grad_cases
 
 CALLS = {
@@ -24,7 +23,6 @@ CALLS = {
         {"q", "out", "lse", "d_out", "pool", "d_k", "d_v"},
     ),
     "lora_expand": (lora_expand_cases.SMALL[1], {"y", "b"}),
-    "row_product": (row_product_cases.SMALL[1], {"x", "weights", "residual"}),
     "write_pages": (page_write_cases.SMALL_PAGES[0], {"pool", "values"}),
     "grouped_lora_grad": (grouped_lora_cases.SMALL[1], {"x", "a"}),
     "linear_cross_entropy": (linear_cross_entropy_cases.SMALL[0], {"head"}),

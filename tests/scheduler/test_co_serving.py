@@ -55,6 +55,21 @@ def test_finetuning_shares_iterations_with_requests(simulate):
     assert shared > 0.3 * sim.finetuned > 0
 
 
+def test_an_iteration_knows_what_its_units_should_take(simulate):
+    """With a forward step it is a part of the prediction; without one it is all but the overhead."""
+    sim = simulate(objective=0.02)
+    keep_busy(sim, 100)
+    with_units = [iteration for iteration in sim.history if iteration.units]
+    assert all(0 < each.unit_seconds < each.predicted for each in with_units) and with_units
+    assert {each.unit_seconds for each in sim.history if not each.units} == {0.0}
+    sim.drain()
+    assert sim.microbatch(lengths=(500, 500))
+    sim.drain()
+    alone = [each for each in sim.history if each.units and each.layout is None]
+    overhead = pytest.approx(sim.scheduler.latency.overhead)
+    assert alone and all(each.predicted - each.unit_seconds == overhead for each in alone)
+
+
 def test_a_tighter_objective_gives_less_finetuning_and_shorter_iterations(simulate):
     rates, longest = [], []
     for objective in (0.01, 0.02, 0.04, 0.08):
@@ -138,6 +153,23 @@ def test_a_dropped_tape_is_named_loses_its_pages_and_begins_again(simulate):
     sim.verify()
     assert sim.finetuned > 640 and sim.finished_microbatches == [0]
     assert sim.scheduler.statistics.preemptions == 0
+
+
+def test_a_dropped_tape_wakes_the_engine_when_the_request_that_took_its_pages_has_gone(simulate):
+    sim = simulate(
+        "co_serve", pages=30, caching=False, objective=0.008, layouts=(SlotLayout(8), SlotLayout(8, 64, tape=True))
+    )
+    assert sim.microbatch(lengths=(640,), pages_per_block=2)
+    sim.step()
+    request = sim.request(words(700), new=30)
+    sim.step()
+    assert sim.scheduler.dropped == (0,)
+    assert sim.scheduler.cancel(request.id)
+    while sim.flying:
+        sim.complete_one()
+    assert not sim.scheduler.idle
+    sim.drain()
+    assert sim.finished_microbatches == [0] and sim.scheduler.idle
 
 
 def test_a_tape_that_a_loss_has_read_is_kept(simulate):

@@ -28,6 +28,20 @@ def test_longest_run_of_full_pages_but_never_the_whole_prompt():
     assert len(cache.match(0, tokens[:100] + [7] * 100)) == 1
 
 
+def test_a_salt_keeps_a_whole_chain_apart():
+    """Later pages have no salt of their own, but a parent that is another's."""
+    assert page_content(range(200), 0, "ann") != page_content(range(200), 0, "bob") != page_content(range(200), 0)
+    cache = PrefixCache(PagePool(6))
+    tokens = list(range(130))
+    (first, second), parent = cache.pool.allocate(2), None
+    for index, page in enumerate((first, second)):
+        parent = cache.publish(0, parent, page_content(tokens, index, "ann"), page)
+    assert [entry.page for entry in cache.match(0, tokens, "ann")] == [first, second]
+    assert cache.match(0, tokens, "bob") == cache.match(0, tokens) == []
+    cache.publish(0, None, page_content(tokens, 0, "bob"), cache.pool.allocate(1)[0])
+    assert len(cache.match(0, tokens, "bob")) == 1, "the second page was computed after another's first"
+
+
 def test_versions_do_not_mix_and_can_be_forgotten():
     cache = PrefixCache(PagePool(4))
     tokens = list(range(130))

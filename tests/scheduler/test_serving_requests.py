@@ -170,6 +170,19 @@ def test_a_second_request_reuses_the_pages_of_the_first(simulate):
     assert min(position for request, position in sim.device.computed if request == follow_up.id) == 320
 
 
+def test_pages_are_not_reused_across_salts(simulate):
+    sim = simulate()
+    for salt in ("ann", "bob", ""):
+        sim.request(words(200), new=5, cache_salt=salt)
+        sim.drain()
+    sim.verify()
+    assert sim.scheduler.statistics.prefix_hits == 0
+    sim.request(words(200), new=5, cache_salt="ann")
+    sim.drain()
+    sim.verify()
+    assert sim.scheduler.statistics.prefix_hits == 3
+
+
 def test_pages_are_not_reused_across_adapter_versions(simulate):
     sim = simulate()
     for version in (0, 1, 2):

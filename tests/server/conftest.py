@@ -1,10 +1,11 @@
 """A tiny model behind the HTTP service, in this process: an engine for all tests, and servers on free ports."""
 
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +28,9 @@ ADAPTERS = {"poet": 1, "painter": 2}
 """Names of adapters on disk, with the seeds of their weights."""
 
 MODULES = ("q_proj", "down_proj")
+
+HEADERS = {name: {"Authorization": f"Bearer sk-{name}"} for name in ("ann", "bob", "operator")}
+"""Of the owners that `owned` has."""
 
 
 def factors(seed: int) -> dict[str, dict]:
@@ -167,6 +171,32 @@ def finished(tuner, rows):
     done = ended(tuner, job.id)
     assert done.status == "succeeded", done.error
     return done
+
+
+@pytest.fixture(scope="session")
+def owned(model, adapter_dir, tmp_path_factory, compilation_cache) -> Iterator[Running]:
+    """A server whose owners are ann, bob and the operator, that keeps the newest three checkpoints of a job. "house" is
+    an adapter of its configuration."""
+    folder = tmp_path_factory.mktemp("owned")
+    (folder / "keys").write_text("ann sk-ann\nbob sk-bob\n")
+    settings = {**ENGINE, **PINNED, "model": model, "compilation_cache": compilation_cache}
+    keys = {"api_keys": ("sk-operator",), "api_keys_file": str(folder / "keys")}
+    with Engine.from_config(EngineConfig(**settings, checkpoint_dir=str(folder / "checkpoints"))) as engine:
+        engine.load_adapter("house", adapter_dir / "poet")
+        server = Running(engine, ServerConfig(port=0, data_dir=str(folder), max_checkpoints=3, **keys))
+        for name in ("poet", "painter", "ann/poet", "bob/painter"):
+            shutil.copytree(adapter_dir / name.rpartition("/")[2], server.config.adapters / name)
+        server.start()
+        yield server
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def people(owned) -> Iterator[dict[str, openai.OpenAI]]:
+    """Clients of its owners."""
+    with ExitStack() as stack:
+        settings = {"base_url": f"{owned.url}/v1", "max_retries": 0}
+        yield {name: stack.enter_context(openai.OpenAI(api_key=f"sk-{name}", **settings)) for name in HEADERS}
 
 
 @contextmanager

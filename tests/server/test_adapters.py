@@ -1,5 +1,6 @@
 """Adapters loaded and unloaded by clients, and the list of models that shows them."""
 
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,10 +8,13 @@ import httpx
 import openai
 import pytest
 
+from flexjax.engine.adapters import NoRoomForAdapter
 from flexjax.request import SamplingParams
 from tests.server.conftest import halted_by_the_first_output, wait_until
+from tests.server.test_monitoring import samples
 
 GREEDY = {"max_tokens": 30, "temperature": 0, "extra_body": {"ignore_eos": True}}
+NO_END = {"temperature": 0, "extra_body": {"ignore_eos": True}}
 PROMPT = "hello there"
 
 
@@ -135,11 +139,54 @@ def test_what_is_wrong_is_named(server, body, param):
     assert answer.status_code == 400 and answer.json()["error"]["param"] == param
 
 
-def test_no_room_names_the_setting(server, client):
-    """There are 12 places."""
-    answers = [post(server, "load", lora_name=f"copy{number}", lora_path="poet") for number in range(13)]
-    for number in range(12):
-        post(server, "unload", lora_name=f"copy{number}")
-    assert [answer.status_code for answer in answers] == [200] * 12 + [400]
-    assert "max_adapters" in answers[-1].json()["error"]["message"]
+def test_there_may_be_more_adapters_than_places(server, client, engine):
+    """There are 12 places; of 15 names, poet and painter by turns, each answers as itself."""
+    named = {f"copy{number}": ("poet", "painter")[number % 2] for number in range(15)}
+    before = samples(server)
+    for name, folder in named.items():
+        assert post(server, "load", lora_name=name, lora_path=folder).status_code == 200
+    said = {name: client.completions.create(model=name, prompt=PROMPT, **GREEDY).choices[0].text for name in named}
+    assert len({said[name] for name, folder in named.items() if folder == "poet"}) == 1
+    assert len(set(said.values())) == 2 and said["copy0"] == text(engine, "copy0") != text(engine, None)
+    now = samples(server)
+    assert now["flexjax:adapters_resident",] == now["flexjax:adapter_places",] == 12
+    for name in ("flexjax:adapter_loads_total", "flexjax:adapter_evictions_total"):
+        assert now[name,] > before[name,]
+    for name in named:
+        post(server, "unload", lora_name=name)
     wait_until(lambda: len(list(client.models.list())) == 1)
+
+
+def test_what_jobs_leave_no_room_for_may_be_asked_for_later(client, engine, poet, monkeypatch):
+    def full(version):
+        raise NoRoomForAdapter(f"adapter {version.name!r} finds no place beside the running jobs; raise max_adapters")
+
+    monkeypatch.setattr(engine.library.tier, "require_possible", full)
+    with pytest.raises(openai.InternalServerError, match="'poet' finds no place") as caught:
+        client.completions.create(model=poet, prompt=PROMPT, **GREEDY)
+    assert (caught.value.status_code, caught.value.code) == (503, "no_room")
+    assert caught.value.response.headers["retry-after"] == "60"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_adapter_whose_files_are_gone_is_our_mistake(server, client, engine, adapter_dir, tmp_path, caplog, stream):
+    shutil.copytree(adapter_dir / "poet", tmp_path / "gone")
+    engine.register_adapter("gone", tmp_path / "gone")
+    shutil.rmtree(tmp_path / "gone")
+    try:
+        with pytest.raises(openai.APIError) as caught:
+            list(client.completions.create(model="gone", prompt=PROMPT, stream=stream, **GREEDY))
+    finally:
+        engine.unload_adapter("gone")
+    assert caught.value.code == "internal_error" and str(tmp_path) not in str(caught.value)
+    assert "adapter 'gone' cannot be brought to the device" in caplog.text and str(tmp_path) in caplog.text
+    wait_until(lambda: server.service.admission.open == 0)
+
+
+def test_metrics_name_the_adapters_of_requests(server, client, poet):
+    """Four rows: of eight sequences four wait."""
+    with client.completions.create(model=poet, prompt=[7], max_tokens=250, n=8, stream=True, **NO_END) as stream:
+        next(iter(stream))
+        names = lambda: [key[1:] for key in samples(server) if key[0] == "vllm:lora_requests_info"]
+        wait_until(lambda: names() == [("12", "poet", "poet")])
+    wait_until(lambda: names() == [("12", "", "")])

@@ -168,11 +168,11 @@ def test_a_stream_with_running_usage_has_it_everywhere(client):
     [
         ({"suffix": "end"}, openai.BadRequestError, "suffix", "not supported"),
         ({"best_of": 2}, openai.BadRequestError, "best_of", "not supported"),
-        ({"max_tokens": 0}, openai.BadRequestError, None, "max_tokens is 0"),
+        ({"max_tokens": 0}, openai.BadRequestError, "max_tokens", "max_tokens is 0"),
         ({"prompt": []}, openai.BadRequestError, "prompt", "not empty"),
-        ({"prompt": [300]}, openai.BadRequestError, None, "token id 300"),
+        ({"prompt": [300]}, openai.BadRequestError, "prompt", "token id 300"),
         ({"prompt": [5] * 256}, openai.BadRequestError, "prompt", "maximum context length is 256 tokens"),
-        ({"logprobs": 21}, openai.BadRequestError, None, "logprobs is 21"),
+        ({"logprobs": 21}, openai.BadRequestError, "logprobs", "logprobs is 21"),
         ({"echo": "yes"}, openai.BadRequestError, "echo", "true or false"),
         ({"stream_options": {"include_usage": True}}, openai.BadRequestError, "stream_options", "stream to be true"),
         (
@@ -185,7 +185,8 @@ def test_a_stream_with_running_usage_has_it_everywhere(client):
         ({"extra_body": {"temprature": 1}}, openai.BadRequestError, "temprature", "did you mean 'temperature'"),
         ({"model": "ghost"}, openai.NotFoundError, "model", "The model 'ghost' does not exist."),
         ({"model": "ghost", "stream": True}, openai.NotFoundError, "model", "The model 'ghost' does not exist."),
-        ({"n": 129}, openai.BadRequestError, None, "n is 129"),
+        ({"n": 129}, openai.BadRequestError, "n", "n is 129"),
+        ({"prompt": ""}, openai.BadRequestError, "prompt", "no tokens"),
     ],
 )
 def test_mistakes_become_the_clients_exceptions(client, body, kind, param, words):

@@ -139,10 +139,14 @@ def test_a_body_that_does_not_say_its_length_has_the_same_limit(serving):
         assert answer(connection)[0] == 413
 
 
-@pytest.mark.parametrize(("path", "status"), [("/v1/nothing", 404), ("/v1/models", 405)])
-def test_paths_and_methods_that_are_not_there(server, path, status):
+@pytest.mark.parametrize(
+    ("path", "status", "words"),
+    [("/v1/nothing", 404, "no POST /v1/nothing here; /openapi.json"), ("/v1/models", 405, "takes GET, HEAD")],
+)
+def test_paths_and_methods_that_are_not_there(server, path, status, words):
     got, _, raw = ask(server, {}, path)
-    assert got == status and set(json.loads(raw)["error"]) == {"message", "type", "param", "code"}
+    error = json.loads(raw)["error"]
+    assert got == status and set(error) == {"message", "type", "param", "code"} and words in error["message"]
 
 
 def test_a_body_that_does_not_come_gives_its_room_back(server, monkeypatch):

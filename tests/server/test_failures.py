@@ -25,7 +25,7 @@ class Failing:
             engine.tokenizer,
             engine.adapters,
         )
-        self.loop = SimpleNamespace(post=self._refuse)
+        self.loop = SimpleNamespace(post=self._refuse, failure=None)  # not noticed yet
 
     def encode(self, prompt):
         if prompt == "x":

@@ -38,11 +38,24 @@ def test_events_tell_each_step_once_and_in_order(tuner, finished):
     assert first.has_more and [each.id for each in first.data] == [each.id for each in events[:-4:-1]]
 
 
+def test_checkpoints_tell_the_losses_of_their_steps(tuner, finished):
+    """One is kept before what is held out has been measured, or after it."""
+    told: dict[int, dict] = {}
+    for event in tuner.fine_tuning.jobs.list_events(finished.id, limit=100):
+        told.setdefault((event.data or {}).get("step"), {}).update(event.data or {})
+    found = list(tuner.fine_tuning.jobs.checkpoints.list(finished.id))
+    assert [each.step_number for each in found] == [4, 2]
+    for each in found:
+        metrics, expected = each.metrics, told[each.step_number]
+        assert (metrics.train_loss, metrics.valid_loss) == (expected["train_loss"], expected["valid_loss"])
+        assert metrics.full_valid_loss == metrics.valid_loss and metrics.step == each.step_number
+
+
 def test_results_are_a_table(tuner, finished):
     (identifier,) = finished.result_files
     table = list(csv.DictReader(io.StringIO(tuner.files.content(identifier).text)))
     assert [row["step"] for row in table] == ["1", "2", "3", "4"]
-    assert [bool(row["validation_loss"]) for row in table] == [False, True, False, True]
+    assert [bool(row["valid_loss"]) for row in table] == [False, True, False, True]
     assert sum(int(row["tokens"]) for row in table) == finished.trained_tokens
     assert float(table[-1]["train_loss"]) < float(table[0]["train_loss"])
     assert float(table[0]["learning_rate"]) > float(table[-1]["learning_rate"]) > 0
@@ -104,26 +117,33 @@ def test_an_unloaded_model_comes_back_when_it_is_asked_for(tuning, tuner, finish
     assert tuner.completions.create(model=name, prompt=PROMPT, **settings).choices[0].text == before
 
 
-def test_without_room_the_setting_is_named(tuning, tuner, finished):
-    """There are 12 places."""
+def test_a_model_takes_the_place_of_one_that_nobody_uses(tuning, tuner, finished):
+    """There are 12 places, and all are taken."""
     engine, name = tuning.engine, finished.fine_tuned_model
+    before = engine.generate([PROMPT], GREEDY, name)[0].text
     engine.unload_adapter(name)
-    copies = [f"copy{number}" for number in range(12 - len(engine.adapters.named))]
+    copies = [f"copy{number}" for number in range(12)]
     for copy in copies:
         engine.load_adapter(copy, tuning.service.folder.adapter(name))
-    try:
-        with pytest.raises(openai.BadRequestError, match="raise max_adapters"):
-            tuner.completions.create(model=name, prompt=PROMPT, max_tokens=1)
-    finally:
-        for copy in copies:
-            engine.unload_adapter(copy)
+        assert engine.generate([PROMPT], GREEDY, copy)[0].text == before
+    settings = {"max_tokens": 12, "temperature": 0, "extra_body": {"ignore_eos": True}}
+    assert tuner.completions.create(model=name, prompt=PROMPT, **settings).choices[0].text == before
+    for copy in copies:
+        engine.unload_adapter(copy)
+
+
+def test_a_new_model_need_not_stay_in_memory(tuning, finished):
+    """Its files were written when the job ended, and read back."""
+    engine, name = tuning.engine, finished.fine_tuned_model
+    version = engine.loop.call(engine.adapters.find, name)
+    assert engine.library.host._kept[version.version].folder == tuning.service.folder.adapter(name)
 
 
 def test_a_job_goes_on_from_a_model(tuning, tuner, rows, finished):
     start = finished.fine_tuned_model
     job = create(tuner, rows, {**SHORT, "max_steps": 1, "learning_rate": 0.0}, model=start)
     done = ended(tuner, job.id)
-    tuning.service.trained.load(start)
+    assert tuning.service.trained.find(start)
     assert done.status == "succeeded" and done.model == start, done.error
     assert_same(tuning.engine.adapter(done.fine_tuned_model), tuning.engine.adapter(start))
 
@@ -144,7 +164,8 @@ def test_jobs_are_listed_in_pages(tuner, rows, finished):
         ({"model": "ghost"}, "model", "does not exist"),
         ({"suffix": "a/b"}, "suffix", "letters, digits"),
         ({"seed": -1}, "hyperparameters", "seed is -1"),
-        ({"hyperparameters": {"n_epochs": 0}}, "hyperparameters", "epochs is 0"),
+        ({"hyperparameters": {"n_epochs": 0}}, "hyperparameters", "hyperparameters: n_epochs is 0; it must be above 0"),
+        ({"hyperparameters": {"learning_rate_multiplier": -1}}, "hyperparameters", "learning_rate_multiplier is -1.0"),
         ({"hyperparameters": {"n_epoch": 1}}, "hyperparameters", "did you mean 'n_epochs'"),
         ({"hyperparameters": {"rank": "x"}}, "rank", "whole number"),
         ({"hyperparameters": {"data": "/etc/passwd"}}, "hyperparameters", "unknown hyperparameter 'data'"),

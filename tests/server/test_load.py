@@ -2,15 +2,24 @@
 
 import asyncio
 import json
+import resource
+import subprocess
+import sys
 import time
+from collections import Counter
 
 import openai
 import pytest
 
 from tests.server.conftest import halted, wait_until
+from tests.server.crowd import PROMPTS
+from tests.server.fault_record import TRIES, note
+from tests.server.processes import ROOT
 
 BODY = {"model": "tiny", "prompt": "a", "max_tokens": 2, "temperature": 0, "extra_body": {"ignore_eos": True}}
 ROWS, STREAMS = 4, 500
+SPARE_FILES = 1_000
+"""That this process may open beside its ends of connections."""
 
 
 def test_beyond_the_queue_requests_are_refused_and_may_come_again(serving, engine):
@@ -80,3 +89,58 @@ def test_five_hundred_streams(server, engine):
     assert [text for text, _ in answers[256:]] == [expected[number % 256] for number in range(256, STREAMS)]
     assert len(set(expected.values())) > 50, "answers to different prompts differ"
     wait_until(lambda: server.service.admission.open == 0)
+
+
+def test_thousands_in_the_queue_are_answered_and_those_beyond_refused(serving, engine):
+    """Ten thousand in `make test-faults`. The queue is filled while the engine stands still."""
+    each, total = 100, min(10_000, 1_000 * TRIES)
+    body = BODY | {"n": each, "max_tokens": 1}
+
+    async def flood(server):
+        async with server.async_client(timeout=300) as client:
+            ask = lambda: asyncio.create_task(client.completions.create(**body))
+            with halted(engine):
+                waiting = [ask() for _ in range(total // each)]
+                while server.service.admission.open < total:
+                    await asyncio.sleep(0.01)
+                refused = await asyncio.gather(*[ask() for _ in range(50)], return_exceptions=True)
+            return await asyncio.gather(*waiting), refused
+
+    with serving(max_queue=total - ROWS) as server:
+        answers, refused = asyncio.run(flood(server))
+        assert {type(each) for each in refused} == {openai.RateLimitError}
+        choices = [choice for answer in answers for choice in answer.choices]
+        assert len(choices) == total and len({choice.text for choice in choices}) == 1
+        assert sum(answer.usage.completion_tokens for answer in answers) == total
+        wait_until(lambda: server.service.admission.open == 0)
+    note("queue", sequences=total, answered=len(choices), refused=len(refused) * each)
+
+
+def crowd(server, count: int) -> subprocess.Popen:
+    command = [sys.executable, "-m", "tests.server.crowd", server.host, str(server.port), str(count)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def came_of(process: subprocess.Popen) -> list[tuple[int, int, str, int]]:
+    said, _ = process.communicate(timeout=540)
+    assert process.returncode == 0
+    return [tuple(each) for each in json.loads(said)]
+
+
+def test_thousands_of_requests_on_connections_of_their_own(serving, engine):
+    """Ten thousand in `make test-faults`, or as many as this process may open files: all are open at once, since the
+    engine stands still until they are. Each is answered as its prompt asks for; those beyond the queue are refused."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    total, beyond = min(500 if TRIES == 1 else 10_000, allowed - SPARE_FILES), 100
+    with serving(max_queue=total - ROWS) as server:
+        with halted(engine):
+            waiting = crowd(server, total)
+            wait_until(lambda: server.service.admission.open == total, seconds=240)
+            refused = came_of(crowd(server, beyond))
+        answers = came_of(waiting)
+        wait_until(lambda: server.service.admission.open == 0)
+    assert {(status, code) for status, _, code, _ in refused} == {(429, "overloaded")}
+    assert {status for status, *_ in answers} == {200} and sum(often for *_, often in answers) == total
+    assert Counter(prompt for _, prompt, _, _ in answers) == Counter(range(PROMPTS)), "a prompt had two answers"
+    assert len({text for _, _, text, _ in answers}) > PROMPTS / 4, "answers to different prompts differ"
+    note("http queue", requests=total, answered=total, refused=beyond)

@@ -2,13 +2,13 @@
 
 import signal
 import threading
-from types import SimpleNamespace
 
 import httpx
 import openai
 import pytest
 
 from flexjax.fields import ConfigError
+from flexjax.request import RequestOutput
 from flexjax.server.config import ServerConfig
 from flexjax.server.process import address_of, bind
 from tests.server.conftest import Running, halted, wait_until
@@ -35,6 +35,7 @@ def test_running_requests_end_while_new_ones_are_refused(serving, engine):
         wait_until(lambda: server.stopped)
     assert caught.value.status_code == 503 and caught.value.code == "stopping"
     assert [answer.status_code for answer in refusals] == [503, 503]
+    assert all(int(answer.headers["retry-after"]) > 0 for answer in (caught.value.response, *refusals))
     assert answers[0].usage.completion_tokens == 100
 
 
@@ -66,7 +67,7 @@ class Endless:
     def close(self):
         self.closed = True
         for listener in self._listeners:
-            listener.put(SimpleNamespace(index=0, token_ids=[], prompt_token_ids=[], text="", finish_reason="abort"))
+            listener.put(RequestOutput(0, [], finish_reason="abort"))
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -89,7 +90,8 @@ def test_when_the_time_is_up_clients_are_told(engine, stream, tmp_path):
         wait_until(lambda: server.service.admission.open == 1)
         server.stop()
         asking.join(10)
-    assert endless.closed and errors[0].code == "stopping" and "stopping" in errors[0].message
+    assert endless.closed and errors[0].code == "stopping"
+    assert "stopped before the answer was whole" in errors[0].message
 
 
 def test_a_port_in_use_is_refused(server):
@@ -111,6 +113,8 @@ def test_addresses_can_be_typed_into_a_browser():
         ({"max_body_bytes": 0}, "max_body_bytes is 0"),
         ({"drain_seconds": -1.0}, "drain_seconds is -1.0"),
         ({"host": 1}, "host is 1; it must be text"),
+        ({"allowed_origins": ("chat.example.org",)}, "allowed_origins holds 'chat.example.org'; an origin is scheme://"),
+        ({"allowed_origins": ("https://a.org/",)}, "allowed_origins holds 'https://a.org/'"),
     ],
 )
 def test_settings_outside_their_range_are_refused(settings, message):

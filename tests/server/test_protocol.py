@@ -104,7 +104,7 @@ def test_model_names_the_base_or_an_adapter(model, adapter):
 
 def test_what_is_no_sampling_is_kept_or_ignored():
     body = {"prompt": "a", "priority": -3, "stream": True, "user": "ann", "metadata": {"a": "b"}}
-    request = translated(body)
+    request = translated(body | {"prompt_cache_key": "ann", "prompt_cache_options": {"mode": "implicit"}})
     assert (request.priority, request.stream) == (-3, True)
     assert translated({"prompt": "a"}).priority == 0 and not translated({"prompt": "a"}).stream
 
@@ -138,6 +138,10 @@ def test_unsupported_fields_may_ask_for_nothing(field, value):
         ("store", True),
         ("service_tier", "flex"),
         ("verbosity", "low"),
+        ("moderation", {"mode": "block"}),
+        ("use_beam_search", True),
+        ("chat_template_kwargs", {"enable_thinking": False}),
+        ("structured_outputs", {"regex": "a"}),
     ],
 )
 @pytest.mark.parametrize("start", [{"prompt": "a"}, {"messages": HELLO}])
@@ -175,6 +179,11 @@ def test_unsupported_fields_are_refused_by_name(start, field, value):
         ({"prompt": "a", "stop": [1]}, r"stop is \[1\]; it must be text or a list"),
         ({"prompt": "a", "stop": ""}, "stop holds an empty string"),
         ({"prompt": "a", "stop_token_ids": ["1"]}, "stop_token_ids is"),
+        ({"prompt": "a", "stop_token_ids": [5, -1]}, "stop_token_ids holds -1; token ids are 0 to"),
+        ({"prompt": "a", "stop_token_ids": [2**31]}, f"stop_token_ids holds {2**31}"),
+        ({"prompt": "a", "top_k": 2**31}, rf"top_k is {2**31}; it must be in \[-1, {2**31 - 1}\]"),
+        ({"prompt": "a", "repetition_penalty": 0}, r"repetition_penalty is 0.0; it must be in \[0.001, 1000.0\]"),
+        ({"prompt": "a", "repetition_penalty": 1e300}, r"repetition_penalty is 1e\+300"),
         ({"prompt": "a", "stream": "yes"}, "stream is 'yes'"),
         ({"prompt": "a", "model": 3}, "model is 3; it must be text"),
         ({"prompt": "a", "priority": "high"}, "priority is 'high'"),
@@ -188,6 +197,7 @@ def test_unsupported_fields_are_refused_by_name(start, field, value):
         ({"messages": [*HELLO, {"content": "a"}]}, "message 1 has the role None"),
         ({"messages": [{"role": "tool", "content": "a"}]}, "has the role 'tool'; roles are system"),
         ({"messages": [{"role": "user"}]}, "message 0 has content None"),
+        ({"messages": [{"role": "user", "content": "a", "name": 3}]}, "message 0 has the name 3; it must be a text"),
         ({"messages": [{"role": "user", "content": "a", "tool_calls": [1]}]}, "message 0 has 'tool_calls'"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "a part of type 'image_url'"),
         ({"messages": [{"role": "user", "content": ["a"]}]}, "a part of type 'a text'"),
@@ -196,3 +206,21 @@ def test_unsupported_fields_are_refused_by_name(start, field, value):
 def test_bad_bodies_are_refused(body, message):
     with pytest.raises(ValueError, match=message):
         translated(body)
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "message"),
+    [
+        ({"prompt": "a", "n": 0}, "n", "n is 0; it must be in [1, 128]"),
+        ({"prompt": "a", "logprobs": 21}, "logprobs", "logprobs is 21; it must be in [0, 20]"),
+        ({"prompt": "a", "min_tokens": 9, "max_tokens": 8}, "min_tokens", "min_tokens is 9; it must be at most"),
+        ({"messages": HELLO, "max_tokens": 0}, "max_tokens", "max_tokens is 0; it must be in [1, "),
+        ({"messages": HELLO, "max_completion_tokens": 0}, "max_completion_tokens", "max_completion_tokens is 0; it"),
+        ({"messages": HELLO, "logprobs": True, "top_logprobs": 21}, "top_logprobs", "top_logprobs is 21; it must be"),
+        ({"messages": HELLO, "stop": ["a", ""]}, "stop", "stop holds an empty string"),
+    ],
+)
+def test_a_value_outside_its_range_is_told_by_the_name_that_the_body_has(body, field, message):
+    with pytest.raises(BodyError) as caught:
+        translated(body)
+    assert caught.value.field == field and str(caught.value).startswith(message)

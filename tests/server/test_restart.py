@@ -1,19 +1,12 @@
 """Servers that are killed or stopped in the middle of a job: the next one has everything and goes on."""
 
-import json
-import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import openai
 import pytest
 
 from flexjax.config import EngineConfig
@@ -21,44 +14,18 @@ from flexjax.engine.engine import Engine
 from flexjax.server.config import ServerConfig
 from tests.server.conftest import Running, wait_until
 from tests.server.jobs import FAST, LONG, PINNED, PROMPT, ROWS, create, ended, jsonl, upload
-from tests.tiny_model import ENGINE, write_tiny_model
+from tests.server.processes import adapter_bytes, served, write_config
+from tests.tiny_model import ENGINE
 
-ROOT = Path(__file__).parents[2]
 SEED = 20
 STEPS, EVERY = 600, 60
 LASTING = {**FAST, "batch_size": 4, "max_steps": STEPS, "checkpoint_every": EVERY, "schedule": "constant"}
 ANSWER = {"prompt": PROMPT, "max_tokens": 12, "temperature": 0, "extra_body": {"ignore_eos": True}}
-POLICY = 'policy = "fixed_budget"\npolicy_options = { finetune_tokens = 128, backward_units = 4 }\n'
 
 
 @pytest.fixture
 def config(tmp_path, compilation_cache) -> Path:
-    """A configuration under which jobs repeat to the bit."""
-    settings = {**ENGINE, "model": str(write_tiny_model(tmp_path / "tiny")), "compilation_cache": compilation_cache}
-    lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
-    file = tmp_path / "serve.toml"
-    file.write_text("\n".join(["[engine]", *lines, POLICY, '[server]\nport = 0\ndata_dir = "data"\n']))
-    return file
-
-
-@contextmanager
-def served(config: Path) -> Iterator[tuple[subprocess.Popen, openai.OpenAI]]:
-    """A server of its own process, which is killed at the end."""
-    log = config.with_name("log")
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4"}
-    with open(log, "w") as lines:
-        command = [sys.executable, "-m", "flexjax.cli", "serve", str(config)]
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=lines, stdout=lines)
-    try:
-        deadline = time.monotonic() + 120
-        while not (found := re.search(r"ready: (http\S+/v1)", log.read_text())):
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-            time.sleep(0.05)
-        with openai.OpenAI(base_url=found[1], api_key="none", max_retries=2) as client:
-            yield process, client
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    return write_config(tmp_path, compilation_cache)
 
 
 def events_of(client, job: str) -> list:
@@ -76,10 +43,6 @@ def until_resumable(client, job: str) -> None:
     while len(client.fine_tuning.jobs.checkpoints.list(job).data) < 2:
         assert time.monotonic() < deadline, client.fine_tuning.jobs.retrieve(job)
         time.sleep(0.01)
-
-
-def adapter_bytes(config: Path, name: str) -> bytes:
-    return (config.with_name("data") / "adapters" / name / "adapter_model.safetensors").read_bytes()
 
 
 def test_a_killed_server_forgets_nothing(config):

@@ -6,7 +6,7 @@ import pytest
 
 from flexjax.fields import ConfigError
 from flexjax.server.data_folder import DataFolder
-from flexjax.server.store import Store, new_id
+from flexjax.server.store import MIGRATIONS, SCHEMA, VERSION, Store, new_id
 
 
 @pytest.fixture
@@ -74,8 +74,24 @@ def test_files_that_are_no_database_of_ours_are_refused(tmp_path):
     with sqlite3.connect(tmp_path / "newer") as newer:
         newer.execute("PRAGMA user_version = 9")
     newer.close()
-    with pytest.raises(ConfigError, match="version 9, not 1"):
+    with pytest.raises(ConfigError, match=f"version 9, and this program knows those up to {VERSION}"):
         Store(tmp_path / "newer")
+
+
+def test_a_database_from_before_adapters_were_kept_goes_on(path):
+    """Written as the second version wrote it."""
+    with sqlite3.connect(path) as old:
+        old.executescript(f"{SCHEMA}{MIGRATIONS[0]}PRAGMA user_version = 2;")
+        old.execute("INSERT INTO files VALUES (1, 'file-a', 5, 'a.jsonl', 'fine-tune', 3, 1, 'ann')")
+    old.close()
+    row = {"created": 1, "owner": "ann", "name": "x", "path": "p", "folder": "p", "fingerprint": "f"}
+    for number in range(2):  # the second time there is nothing to change
+        store = Store(path)
+        assert [each["id"] for each in store.rows("files", {"owner": "ann"})] == ["file-a"]
+        assert store.add("adapters", id=str(number), **row) is (number == 0), "a name is kept once"
+        assert store.add("adapters", id=f"bobs-{number}", **{**row, "owner": "bob"}) is (number == 0)
+        assert [each["id"] for each in store.rows("adapters", {})] == ["0", "bobs-0"]
+        store.close()
 
 
 def test_a_data_folder_has_one_server(tmp_path):

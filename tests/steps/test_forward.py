@@ -1,6 +1,9 @@
 """Paged = dense: whatever the chunks, pages, neighbours and adapters, the logits are those of the dense model."""
 
+from types import SimpleNamespace
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -130,10 +133,28 @@ def test_finetuning_windows_of_a_mixed_step_are_as_alone(llama, adapters, mixed,
     rig, _ = mixed
     training = rig.training[0]
     start, length = training.packed.starts[sequence], training.packed.lengths[sequence]
-    pages = np.array([block[1] for block in training.pages.blocks])
-    final = np.asarray(read_final(rig.pool, pages, llama.config.hidden_size))[start : start + length]
+    places, width = np.array(training.pages.final_places), llama.config.hidden_size
+    final = np.asarray(read_final(rig.pool, rig.dims, places, width))[start : start + length]
     expected = llama.dense.final_states(training.packed.input_ids[start : start + length], *adapters["small"])
     assert_close(final, expected, 1e-5, "final hidden state")
+
+
+def test_final_states_share_pages():
+    """Of 16 values in rows of 8 two lie on a page of four layers: place 5 is the second one on page 2. The middle tile
+    has no place."""
+    dims = SimpleNamespace(finals_per_page=2, final_rows=2)
+    random = np.random.default_rng(5)
+    pool, x = (random.standard_normal(shape).astype(np.float32) for shape in ((4, 6, 64, 8), (3 + 3 * 64, 16)))
+    places = jnp.array([5, -1, 4])
+    written = np.asarray(write_final(jnp.asarray(pool), dims, jnp.asarray(x), places, 3, Kernels()))
+    expected = pool.copy()
+    for tile, layer in ((0, 2), (2, 0)):
+        own = x[3 + 64 * tile :][:64]
+        expected[layer, 2], expected[layer + 1, 2] = own[:, :8], own[:, 8:]
+    np.testing.assert_array_equal(written, expected)
+    for width in (8, 12, 16):
+        got = read_final(jnp.asarray(written), dims, places, width)
+        np.testing.assert_array_equal(got, np.concatenate([x[3:67], 0 * x[:64], x[131:]])[:, :width])
 
 
 def test_requests_without_an_adapter_do_not_notice_resident_ones(llama):
@@ -181,4 +202,4 @@ def test_a_model_whose_pages_cannot_hold_its_final_state_is_refused():
     """Two columns and one layer: the second column would have nowhere to go."""
     pool, x = np.zeros((1, 4, 64, 32), np.float32), np.zeros((64, 48), np.float32)
     with pytest.raises(ValueError, match="48 values takes 2 rows of 32, one a layer, but the model has 1 layers"):
-        write_final(pool, x, np.array([0]), 0, Kernels())
+        write_final(pool, SimpleNamespace(finals_per_page=1, final_rows=2), x, np.array([0]), 0, Kernels())

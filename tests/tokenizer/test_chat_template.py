@@ -100,6 +100,16 @@ def test_a_template_that_rewrites_earlier_turns_has_no_mask(shared):
         tokenizer_with(shared, rewriting).assistant_mask(TALK)
 
 
+def test_messages_that_are_not_learned_are_no_targets(shared):
+    tokenizer = tokenizer_with(shared, CHATML)
+    last = max(place for place, each in enumerate(TALK) if each["role"] == "assistant")
+    ids, mask = tokenizer.assistant_mask(TALK, [place == last for place in range(len(TALK))])
+    assert ids == tokenizer.assistant_mask(TALK)[0]
+    kept = [token_id for token_id, trained in zip(ids, mask, strict=True) if trained]
+    assert tokenizer.decode(kept, skip_special_tokens=False) == " See\nyou <|im_end|>"
+    assert sum(tokenizer.assistant_mask(TALK, [False] * len(TALK))[1]) == 0
+
+
 def test_without_a_template(shared):
     with pytest.raises(ValueError, match="the model has no chat template; give prompts as text"):
         tokenizer_with(shared, None).apply_chat_template(TALK)

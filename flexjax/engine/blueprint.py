@@ -1,0 +1,87 @@
+"""Blueprint: all that a program is compiled from, and the compiled program."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+PRECISION = {"float32": "highest"}
+"""Per dtype of the model: float32 means float32, where a GPU would round operands to 19 bits (TF32) by default."""
+
+
+@dataclass(frozen=True)
+class ProgramMemory:
+    """What a program takes of a device's memory while it runs, in bytes.
+
+    Attributes:
+        alias_size_in_bytes: of arguments that it writes its results into.
+        temp_size_in_bytes: beside arguments and results.
+    """
+
+    alias_size_in_bytes: int
+    temp_size_in_bytes: int
+
+
+@dataclass
+class Compiled:
+    """A program that can be called, and how long it took until it could, in seconds.
+
+    Attributes:
+        stored: it was on the disk, from an earlier run.
+    """
+
+    call: Callable
+    seconds: float
+    memory: ProgramMemory
+    stored: bool = False
+
+    def __call__(self, *args):
+        return self.call(*args)
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """Attributes:
+    body: what is computed; shapes: of its arguments.
+    specs, out_specs: how arguments and results are cut over the mesh.
+    donated: positions of arguments whose memory the results take.
+    partitioned: it has no collectives of its own; the compiler partitions it.
+    """
+
+    body: Callable
+    shapes: tuple
+    specs: Any
+    out_specs: Any
+    donated: tuple[int, ...]
+    partitioned: bool = False
+
+    def compile(self, mesh: Mesh, dtype, options: dict[str, Any]) -> Compiled:
+        """Lower and compile ahead of time.
+
+        Args:
+            dtype: of the model; options: of the compiler.
+        """
+        started, body = time.perf_counter(), self.body
+        if mesh.size > 1 and not self.partitioned:
+            body = jax.shard_map(body, mesh=mesh, in_specs=self.specs, out_specs=self.out_specs, check_vma=False)
+        placed = dict(in_shardings=shardings(mesh, self.specs), out_shardings=shardings(mesh, self.out_specs))
+        jitted = jax.jit(body, donate_argnums=self.donated, **placed)
+        with jax.default_matmul_precision(PRECISION.get(jnp.dtype(dtype).name)):
+            call = jitted.lower(*self.shapes).compile(compiler_options=options)
+        memory = call.memory_analysis()
+        sizes = ProgramMemory(memory.alias_size_in_bytes, memory.temp_size_in_bytes)
+        return Compiled(call, time.perf_counter() - started, sizes)
+
+
+def shardings(mesh: Mesh, specs):
+    """The same tree with a sharding for each spec."""
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=is_spec)
+
+
+def is_spec(x) -> bool:
+    return isinstance(x, P)
