@@ -59,6 +59,24 @@ def product(accumulator, a, b, *, interpreted: bool):
     return pl.run_state(lambda sums: plgpu.wgmma(sums, a, b))(plgpu.ACC.init(accumulator))
 
 
+AT_ONCE = 96
+"""Values of unfinished products that a thread has room for beside what else it holds."""
+
+
+def products(terms, *, interpreted: bool):
+    """The ``product`` of each (accumulator, a, b), under way at the same time if registers have room for all."""
+    if interpreted or sum(a.shape[0] * b.shape[1] for _, a, b in terms) >= 128 * AT_ONCE:
+        return [product(*term, interpreted=interpreted) for term in terms]
+
+    def issue(sums):
+        for into, (_, a, b) in zip(sums, terms, strict=True):
+            plgpu.wgmma(into, a, b)
+
+    zeros = lambda a, b: plgpu.layout_cast(jnp.zeros((a.shape[0], b.shape[1]), jnp.float32), WGMMA)
+    start = [zeros(a, b) if accumulator is None else accumulator for accumulator, a, b in terms]
+    return pl.run_state(issue)([plgpu.ACC.init(value) for value in start])
+
+
 def _interpreted_product(accumulator, a, b):
     """The interpreter has neither register operands nor initial values of accumulators: load and multiply."""
     loaded = lambda operand: operand if isinstance(operand, jax.Array) else operand[...]

@@ -1,15 +1,19 @@
 """The Mosaic kernel of the low-rank gradients against its closed form, in the interpreter and on a GPU."""
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.grouped_lora import grad_kernel
 from pallas_kernels.grouped_lora.api import grouped_lora_grad
 from pallas_kernels.grouped_lora.cases import Case
+from pallas_kernels.grouped_lora.grad_meeting import Meeting
 from pallas_kernels.grouped_lora.grad_tiling import RANK_STEP, SHARED_BYTES, GradTiling, grad_tiling, takes
+from pallas_kernels.grouped_lora.grad_worker import Worker
 from pallas_kernels.mosaic import INTERPRETER
 
 implementations = pytest.mark.parametrize(
@@ -25,6 +29,7 @@ CASES = (
 LARGER = (
     Case("rank 64", 1024, 4096, 4096, 64, keeps_h=True),
     Case("rank 128, odd number of tiles", 192, 4096, 1024, 128),
+    Case("sixteen blocks a tile", 512, 4096, 6144, 16, widths=(4096, 1024, 1024), keeps_h=True),
     Case("all multiprocessors", 2048, 4096, 5120, 16, widths=(4096, 1024), keeps_h=True, has_base=True),
 )
 
@@ -86,16 +91,47 @@ def test_larger_cases_and_ranks_come_out_the_same_every_time(case, in_order):
     [
         GradTiling(tokens=64, workers=2, slots=2, staged=1, shares=1),
         GradTiling(tokens=128, workers=1, slots=3, staged=2, shares=2),
-        GradTiling(tokens=128, workers=2, slots=4, staged=2, shares=1),
+        GradTiling(tokens=128, workers=2, slots=4, staged=2, shares=1, rotates=False),
+        GradTiling(tokens=64, workers=1, slots=2, staged=1, shares=2, shares_rows=True),
+        GradTiling(tokens=128, workers=2, slots=2, staged=1, shares=1, shares_rows=True),
     ],
     ids=str,
 )
 def test_every_tiling_gives_the_same(tiling, no_races):
-    """Two warpgroups each, whether of one block or of two; the last ones have more slots than pieces."""
-    arguments = {"h": None, "d_x_base": None, "widths": (256,)} | Case("", 128, 320, 256, 16).make(seed=3)
-    run = functools.partial(grad_kernel.grouped_lora_grad, widths=arguments.pop("widths"))
-    got = jax.jit(functools.partial(run, tiling=tiling, interpret=INTERPRETER))(**arguments)
+    """Two warpgroups each, whether of one block or of two; some have more slots than pieces."""
+    widths = (128, 64, 64) if tiling.shares_rows else (256,)
+    arguments = {"h": None, "d_x_base": None} | Case("", 128, 320, 256, 16, widths=widths).make(seed=3)
+    run = functools.partial(grad_kernel.grouped_lora_grad, tiling=tiling, interpret=INTERPRETER)
+    got = jax.jit(run, static_argnames="widths")(**arguments)
     assert_close(got, closed_form(**arguments), "bfloat16")
+
+
+class Alone(Meeting):
+    """The interpreter has no semaphores to tell others with."""
+
+    def tell_cleared(self):
+        pass
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_the_first_blocks_clear_every_sum(blocks, no_races):
+    """Results of interpreted kernels start as NaN. 3 and 5 pieces of 64 columns, for 2 or 6 warpgroups."""
+    tiling, shape = GradTiling(tokens=64, workers=2, slots=2, staged=1), jax.ShapeDtypeStruct
+    sums = (shape((1, 192, 16), np.float32), shape((1, 16, 320), np.float32))
+
+    def body(x, b, d_a, d_b, tiles, d_b_tiles):
+        block = jax.lax.axis_index("block")
+        refs = SimpleNamespace(x=x, b=b, d_a_sum=d_a, d_b_sum=d_b, tiles=tiles, d_b_tiles=d_b_tiles)
+        place = Alone(block, block, 0, (2, 2 * blocks), None, None)
+        worker = Worker(refs, place, (320,), tiling, adding=True, adds_to_base=False, interpreted=True)
+        worker.clear()
+        worker.tell_cleared()
+
+    tiles = [plgpu.SMEM((2, 1, *tile), np.float32) for tile in ((64, 16), (16, 64))]
+    options = dict(grid=(blocks,), grid_names=("block",), num_threads=2, thread_name="worker", interpret=INTERPRETER)
+    clear = plgpu.kernel(body, out_type=sums, scratch_types=tiles, **options)
+    for zeros in jax.jit(clear)(np.zeros((64, 192), np.float32), np.zeros((16, 320), np.float32)):
+        np.testing.assert_array_equal(zeros, 0)
 
 
 def test_slots_without_a_cotangent_contribute_nothing(no_races):
@@ -119,10 +155,19 @@ def test_tilings_fit(tokens, modules, rank):
     assert tiling.shared_bytes(modules, rank) <= SHARED_BYTES
 
 
+@pytest.mark.parametrize(
+    ("tokens", "blocks"), [(64, 16), (512, 128), (1024, 128), (2048, 128), (2112, 132), (4096, 128), (16384, 128)]
+)
+def test_all_blocks_run_at_once_and_fill_the_gpu(tokens, blocks):
+    tiling = grad_tiling(tokens, 1, 16)
+    assert tokens // tiling.tokens * tiling.shares == blocks
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="3 modules of rank 128 do not fit into 232448 bytes of shared memory"):
         grad_tiling(2048, 3, 128)
     assert not takes(2048, 3, 128)
+    assert not takes(64, 17, 16)
     assert takes(2048, 1, 120)
 
 
