@@ -2,16 +2,20 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import export
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 PRECISION = {"float32": "highest"}
 """Per dtype of the model: float32 means float32, where a GPU would round operands to 19 bits (TF32) by default."""
+
+KERNEL_CALLS = ("mosaic_gpu_v2",)
+"""Targets of custom calls. jax does not promise that a later version knows them; whoever compiles has the same one."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,22 @@ class Compiled:
 
 
 @dataclass(frozen=True)
+class Lowered:
+    """A program that only has to be compiled. It can be pickled.
+
+    Attributes:
+        exported: over the leaves of its arguments; out: its result, with numbers for arrays.
+    """
+
+    exported: export.Exported
+    out: Any
+
+    def body(self, *arguments):
+        """Body of a `Blueprint` of the same program."""
+        return jax.tree.unflatten(jax.tree.structure(self.out), self.exported.call(*jax.tree.leaves(arguments)))
+
+
+@dataclass(frozen=True)
 class Blueprint:
     """Attributes:
     body: what is computed; shapes: of its arguments.
@@ -71,11 +91,31 @@ class Blueprint:
             body = jax.shard_map(body, mesh=mesh, in_specs=self.specs, out_specs=self.out_specs, check_vma=False)
         placed = dict(in_shardings=shardings(mesh, self.specs), out_shardings=shardings(mesh, self.out_specs))
         jitted = jax.jit(body, donate_argnums=self.donated, **placed)
-        with jax.default_matmul_precision(PRECISION.get(jnp.dtype(dtype).name)):
+        with matmul_precision(dtype):
             call = jitted.lower(*self.shapes).compile(compiler_options=options)
         memory = call.memory_analysis()
         sizes = ProgramMemory(memory.alias_size_in_bytes, memory.temp_size_in_bytes)
         return Compiled(call, time.perf_counter() - started, sizes)
+
+    def lowered(self, dtype, platform: str) -> Lowered:
+        """For one device of a platform in jax's words, without such a device; arguments as of `compile`."""
+        leaves, tree = jax.tree.flatten(self.shapes)
+        results = []
+
+        def flat(*leaves):
+            arrays, structure = jax.tree.flatten(self.body(*tree.unflatten(leaves)))
+            results.append(structure.unflatten(range(len(arrays))))
+            return arrays
+
+        checks = [export.DisabledSafetyCheck.custom_call(target) for target in KERNEL_CALLS]
+        with matmul_precision(dtype):
+            made = export.export(jax.jit(flat), platforms=(platform,), disabled_checks=checks)(*leaves)
+        return Lowered(replace(made, _get_vjp=None), results[-1])  # a function: it cannot be pickled, nor is it needed
+
+
+def matmul_precision(dtype):
+    """Context in which programs of a model in this dtype are traced."""
+    return jax.default_matmul_precision(PRECISION.get(jnp.dtype(dtype).name))
 
 
 def shardings(mesh: Mesh, specs):

@@ -3,7 +3,7 @@
 import functools
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from flexjax.engine.blueprint import Blueprint, Compiled, is_spec, shardings
 from flexjax.engine.layer_views import layer_views
+from flexjax.engine.lowering import LoweringProcesses
 from flexjax.engine.program_store import ProgramStore
 from flexjax.engine.specs import (
     POOL_SPEC,
@@ -56,6 +57,7 @@ COMPILER_OPTIONS = {
 rematerialization counts the pool once for every kernel that writes into it, believes memory exhausted, and then
 computes the large products of a step with a tape three times."""
 
+
 @dataclass(frozen=True)
 class JobShape:
     """What of a finetuning job decides a program's shape.
@@ -90,6 +92,7 @@ class Programs:
         weights: its state, or the shapes of it, without room for adapters.
         mesh: one axis, ``tp``.
         folder: where compiled programs are kept between runs; None: nowhere.
+        lowering: processes that lower forward steps; None: this one.
     """
 
     def __init__(
@@ -100,6 +103,7 @@ class Programs:
         kernels: Kernels,
         mesh: Mesh,
         folder: Path | None = None,
+        lowering: LoweringProcesses | None = None,
     ):
         self.definition, self.dims, self.kernels, self.mesh = definition, dims, kernels, mesh
         self.frozen = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype), weights)
@@ -107,6 +111,7 @@ class Programs:
         self.options = dict(COMPILER_OPTIONS[mesh.devices.flat[0].platform])
         self.compiled: dict[tuple, Compiled] = {}
         self._store = None if folder is None else ProgramStore(folder, mesh)
+        self._lowering = lowering
         self._levels, self._logprobs = {SamplingLevel.GREEDY}, False
         self._offering = threading.RLock()
         self._turns: dict[tuple, threading.Lock] = {}
@@ -192,6 +197,11 @@ class Programs:
         body = functools.partial(publish, self.dims)
         return Blueprint(body, shapes, specs, stack_specs(), donated=(0,), partitioned=True)
 
+    def blueprint(self, key: tuple) -> Blueprint:
+        """What a program is compiled from: its name, and its arguments."""
+        name, *arguments = key
+        return getattr(type(self), name).__wrapped__(self, *arguments)
+
     def kernels_of(self, job: JobShape) -> Kernels:
         return self.kernels.for_job(job.rank, self.dims.window)
 
@@ -265,7 +275,14 @@ class Programs:
         found = None if self._store is None else self._store.load(key, blueprint, settings)
         if found is not None:
             return found
-        made = blueprint.compile(self.mesh, self.dims.dtype, self.options)
+        made = self._lowered(key, blueprint).compile(self.mesh, self.dims.dtype, self.options)
         if self._store is not None:
             self._store.keep(key, blueprint, settings, made)
         return made
+
+    def _lowered(self, key: tuple, blueprint: Blueprint) -> Blueprint:
+        """The same program, if another process has done most of what is left to do."""
+        if self._lowering is None or key[0] != "forward":
+            return blueprint
+        body = self._lowering.lowered(self.definition, self.frozen, self.dims, self.kernels, key)
+        return blueprint if body is None else replace(blueprint, body=body)

@@ -14,6 +14,7 @@ from flexjax.config import EngineConfig
 from flexjax.engine.blueprint import Compiled
 from flexjax.engine.calibration import calibrate_forward
 from flexjax.engine.layouts import LayoutCatalog
+from flexjax.engine.lowering import processes_for
 from flexjax.engine.machine import claim_memory, device_mesh, memory_limit, program_folder
 from flexjax.engine.programs import JobShape, Programs
 from flexjax.engine.runner import Runner
@@ -31,8 +32,8 @@ from flexjax.weights.source import ModelSource
 
 logger = logging.getLogger(__name__)
 
-COMPILERS = 8
-"""Programs compiled at a time; more would wait for each other's tracing, which is Python's."""
+COMPILERS = 16
+"""Programs compiled at a time, at most; each takes a processor while it is."""
 
 
 def dimensions_of(config: EngineConfig, model: ModelConfig, tape: tuple[str, ...]) -> Dimensions:
@@ -111,12 +112,16 @@ class Machine:
         weight_bytes = nbytes(shapes) // config.tp
         dims = dimensions_of(config, source.config, tape_of(config, source.config, weight_bytes))
         self.plan = plan_pages(config, dims, weight_bytes, temporaries=0)
-        programs = Programs(definition, shapes, with_pages(dims, self.plan), kernels, mesh, program_folder(config))
-        weights = self._weights(programs, source, shapes)
-        supposed, self.plan = self.plan, plan_pages(config, dims, weight_bytes, self._temporaries(programs))
-        if self.plan.pages != supposed.pages:
-            programs = Programs(definition, shapes, with_pages(dims, self.plan), kernels, mesh, program_folder(config))
-        self._compile(programs)
+        with processes_for(mesh) as lowering:
+            sized = lambda: Programs(
+                definition, shapes, with_pages(dims, self.plan), kernels, mesh, program_folder(config), lowering
+            )
+            programs = sized()
+            weights = self._weights(programs, source, shapes)
+            supposed, self.plan = self.plan, plan_pages(config, dims, weight_bytes, self._temporaries(programs))
+            if self.plan.pages != supposed.pages:
+                programs = sized()
+            self._compile(programs)
         self.runner = Runner(programs, weights)
         self.latency = LatencyModel()
         calibrate_forward(self.runner, self.latency, self.layouts)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
+from flexjax.engine.lowering import LoweringProcesses
 from flexjax.engine.programs import JobShape, Programs
 from flexjax.layout import SlotLayout
 from flexjax.models.build import abstract_decoder
@@ -97,3 +98,16 @@ def test_what_kernels_write_in_place_is_passed_on(programs, name):
 @pytest.mark.parametrize("name", ["decode", "taped", "backward"])
 def test_kernels_are_in_the_programs(programs, name):
     assert "mosaic_gpu" in PROGRAMS[name](programs).call.as_text()
+
+
+def test_a_program_lowered_in_another_process_is_the_same(programs, caplog):
+    """Its kernels are those of the process that asked, in place and without copies."""
+    with LoweringProcesses("gpu", 1) as lowering:
+        others = Programs(programs.definition, programs.frozen, programs.dims, KERNELS, programs.mesh, None, lowering)
+        PROGRAMS["decode"](others)  # lowered here, while the process starts
+        compiled = PROGRAMS["taped"](others)
+    text = compiled.call.as_text()
+    assert "lowered in this process" not in caplog.text
+    assert compiled.memory == PROGRAMS["taped"](programs).memory
+    assert text.count("mosaic_gpu") == PROGRAMS["taped"](programs).call.as_text().count("mosaic_gpu")
+    assert moved(text, weight_shapes(programs)) == [] == forgotten_results(text)

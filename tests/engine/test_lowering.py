@@ -1,0 +1,124 @@
+"""Programs that another process has lowered: the same results, and nothing lost where that process fails."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from flexjax.engine import lowering
+from flexjax.engine.lowering import LoweringProcesses
+from flexjax.engine.programs import Programs
+from flexjax.models.build import abstract_decoder
+from flexjax.steps.kernels import Kernels
+from tests.engine.test_program_store import DIMS, TABLE, programs_in, random_arguments
+from tests.ladder import DECODE, LLAMA, TAPED
+
+
+@pytest.fixture
+def processes():
+    with LoweringProcesses("cpu", 1) as those:
+        yield those
+
+
+def programs_with(processes: LoweringProcesses, folder=None) -> Programs:
+    definition, weights = abstract_decoder(LLAMA, DIMS.dtype, 1)
+    mesh = Mesh(np.array(jax.devices()[:1]), ("tp",))
+    return Programs(definition, weights, DIMS, Kernels(), mesh, folder, processes)
+
+
+@pytest.fixture
+def sent(monkeypatch) -> list:
+    """Keys of programs that came from a process."""
+    keys, plain = [], lowering.LoweringProcess.lowered
+
+    def lowered(process, order):
+        answer = plain(process, order)
+        keys.append(order.key)
+        return answer
+
+    monkeypatch.setattr(lowering.LoweringProcess, "lowered", lowered)
+    return keys
+
+
+def results_of(program, arguments) -> list[np.ndarray]:
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(program(*arguments))]
+
+
+def test_a_program_lowered_elsewhere_computes_the_same_to_the_bit_and_takes_the_same_memory(processes, sent, tmp_path):
+    elsewhere, here = programs_with(processes), programs_in(tmp_path)
+    elsewhere.forward(DECODE), elsewhere.forward(TAPED)
+    assert sent == [("forward", TAPED)]  # the first is lowered here, while the process starts
+    made, expected = elsewhere.forward(TAPED), here.forward(TAPED)
+    assert made.memory == expected.memory
+    results = [results_of(program, random_arguments(expected.call, seed=5)) for program in (made, expected)]
+    for got, wanted in zip(*results, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    shapes = [jax.tree.structure(program(*random_arguments(expected.call, seed=5))) for program in (made, expected)]
+    assert shapes[0] == shapes[1]
+
+
+def test_what_is_donated_is_donated(processes, sent):
+    programs = programs_with(processes)
+    programs.forward(DECODE)
+    program = programs.forward(TAPED)
+    arguments = random_arguments(programs_with(LoweringProcesses("cpu", 0)).forward(TAPED).call, seed=0)
+    program(*arguments)
+    weights, _, pool, rows, _ = arguments
+    assert sent and all(leaf.is_deleted() for leaf in jax.tree.leaves((pool, rows)))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(weights))
+
+
+def test_a_run_that_lowers_elsewhere_and_one_that_does_not_find_each_others_programs(processes, sent, tmp_path):
+    programs = programs_with(processes, tmp_path)
+    programs.forward(DECODE), programs.forward(TAPED)
+    assert sent and programs_in(tmp_path).forward(TAPED).stored
+
+
+def test_programs_without_kernels_are_lowered_here(processes, sent):
+    programs = programs_with(processes)
+    programs.forward(DECODE)
+    TABLE["sample"](programs), TABLE["publish"](programs)
+    assert not sent
+
+
+def test_a_process_that_ended_says_so_and_the_program_is_lowered_here(processes, sent, caplog):
+    programs = programs_with(processes)
+    programs.forward(DECODE)
+    (process,) = processes._processes
+    process._process.kill()
+    process._process.wait()
+    assert programs.forward(TAPED)(*random_arguments(programs.forward(TAPED).call, seed=0))
+    assert not sent and "forward is lowered in this process: the process for it ended with -9" in caplog.text
+
+
+def test_a_process_that_cannot_lower_says_why_and_goes_on(processes, sent, caplog, monkeypatch):
+    programs = programs_with(processes)
+    programs.forward(DECODE)
+    with monkeypatch.context() as patch:
+        patch.setattr(lowering, "settings", lambda: {"jax_numpy_rank_promotion": "raise"})
+        programs.forward(TAPED)
+    assert not sent and "forward is lowered in this process: ValueError: " in caplog.text
+    programs_with(processes).forward(TAPED)
+    assert sent == [("forward", TAPED)]
+
+
+def test_settings_of_jax_are_those_of_who_asks(processes, sent):
+    """With strict ranks a program that adds a vector to a matrix is refused."""
+    programs = programs_with(processes)
+    programs.forward(DECODE)
+    before = jax.config.jax_numpy_rank_promotion
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    try:
+        with pytest.raises(ValueError, match="rank_promotion"):
+            programs.forward(TAPED)
+    finally:
+        jax.config.update("jax_numpy_rank_promotion", before)
+    assert not sent
+
+
+def test_after_start_up_everything_is_lowered_here(sent):
+    with LoweringProcesses("cpu", 1) as processes:
+        programs = programs_with(processes)
+        programs.forward(DECODE)
+    programs.forward(TAPED)
+    assert not sent
