@@ -53,15 +53,18 @@ class Lowered:
     """A program that only has to be compiled. It can be pickled.
 
     Attributes:
-        exported: over the leaves of its arguments; out: its result, with numbers for arrays.
+        exported: over those leaves of its arguments that it uses; used: their positions.
+        out: its result, with numbers for arrays.
     """
 
     exported: export.Exported
+    used: tuple[int, ...]
     out: Any
 
     def body(self, *arguments):
         """Body of a `Blueprint` of the same program."""
-        return jax.tree.unflatten(jax.tree.structure(self.out), self.exported.call(*jax.tree.leaves(arguments)))
+        leaves = jax.tree.leaves(arguments)
+        return jax.tree.unflatten(jax.tree.structure(self.out), self.exported.call(*(leaves[i] for i in self.used)))
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,23 @@ class Blueprint:
         checks = [export.DisabledSafetyCheck.custom_call(target) for target in KERNEL_CALLS]
         with matmul_precision(dtype):
             made = export.export(jax.jit(flat), platforms=(platform,), disabled_checks=checks)(*leaves)
-        return Lowered(replace(made, _get_vjp=None), results[-1])  # a function: it cannot be pickled, nor is it needed
+        return Lowered(of_used_arguments(made), made.module_kept_var_idx, results[-1])
+
+
+def of_used_arguments(exported: export.Exported) -> export.Exported:
+    """The same without the arguments that its module left out: whoever calls it would seem to need them. Without its
+    derivative too, which is a function and cannot be pickled."""
+    used = exported.module_kept_var_idx
+    kept = lambda values: tuple(values[i] for i in used)
+    return replace(
+        exported,
+        in_tree=jax.tree.structure((tuple(used), {})),
+        in_avals=kept(exported.in_avals),
+        in_shardings_hlo=kept(exported.in_shardings_hlo),
+        _in_named_shardings=kept(exported._in_named_shardings),
+        module_kept_var_idx=tuple(range(len(used))),
+        _get_vjp=None,
+    )
 
 
 def matmul_precision(dtype):

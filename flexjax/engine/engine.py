@@ -8,7 +8,6 @@ import logging
 import os
 import queue
 import random
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -19,11 +18,12 @@ from flexjax.engine.adapter_library import AdapterLibrary, Ready
 from flexjax.engine.adapters import AdapterTable, AdapterVersion
 from flexjax.engine.batch import Serving
 from flexjax.engine.checkpoints import Checkpoints
+from flexjax.engine.compilation import LayoutOffer, compile_job
 from flexjax.engine.handles import FinetuneHandle
 from flexjax.engine.job import Job, ShowCheckpoint, ShowTrained, optimizer_of, shape_of
 from flexjax.engine.loop import Loop
 from flexjax.engine.outputs import Collector
-from flexjax.engine.startup import Machine, compile_job, policy_of
+from flexjax.engine.startup import Machine, policy_of
 from flexjax.engine.submission import Submission
 from flexjax.engine.trainer import Trainer
 from flexjax.fields import ConfigError
@@ -44,7 +44,8 @@ class Engine:
     """A model on the device, with its adapters, requests and finetuning jobs. Also a context manager.
 
     Args:
-        progress: called with a line of text at each step of start-up; None logs them.
+        progress: called with a line of text at each step of start-up, and when programs are compiled later, from
+            whichever thread needs them; None logs them.
 
     Raises:
         ConfigError, FileNotFoundError, ValueError: the configuration or the model cannot be used.
@@ -56,11 +57,11 @@ class Engine:
         self.config = config.resolved(source.config.max_position_embeddings)
         self.tokenizer = source.load_tokenizer() if source.has_tokenizer else None
         self.defaults = source.read_defaults(self.tokenizer)
-        machine = Machine(self.config, source, progress or logger.info)
+        progress = progress or logger.info
+        machine = Machine(self.config, source, progress)
         self.memory_plan, self._runner = machine.plan, machine.runner
         self._ids = itertools.count(1)
         self._random = random.Random(self.config.seed)
-        self._catalog, self._offered, self._offering = machine.catalog, set(machine.layouts), threading.Lock()
         self.scheduler = Scheduler(
             machine.layouts,
             pages=machine.plan.pages,
@@ -75,6 +76,7 @@ class Engine:
         jobs, announce = self.config.max_running_jobs, self.library.announce
         self.trainer = Trainer(self._runner, self.scheduler, tier, jobs, self.checkpoints, announce)
         self.loop = Loop(self.scheduler, self._runner, self.trainer, tier)
+        self._layouts = LayoutOffer(machine.catalog, self._runner.programs, self.loop, progress)
         self.library.open(self.loop)
         self.loop.start()
 
@@ -266,18 +268,7 @@ class Engine:
         self._runner.programs.offer_sampling(self.config.row_sizes, sampling.level, logprobs)
         for flag in ("logprobs", "prompt_logprobs"):
             if getattr(sampling, flag) is not None:
-                self._catalog.add_flags(logprobs=True, prompt_logprobs=flag == "prompt_logprobs")
-                self._offer_layouts()
-
-    def _offer_layouts(self) -> None:
-        """Compile what the catalog has gained, on the caller's thread, then let the scheduler use it."""
-        with self._offering:
-            new = [each for each in self._catalog.layouts if each not in self._offered]
-            for layout in new:
-                self._runner.programs.forward(layout)
-            if new:
-                self.loop.call(self.scheduler.add_layouts, new)
-                self._offered.update(new)
+                self._layouts.flags(logprobs=True, prompt_logprobs=flag == "prompt_logprobs")
 
     def _tokenizer(self):
         if self.tokenizer is None:
@@ -305,7 +296,7 @@ class Engine:
 
     def prepare_adapter(self, name: str, directory: str | os.PathLike) -> Ready:
         """All of `load_adapter` that takes long or fails; ``library.add`` does the rest. Raises as it does."""
-        self._offer_adapters()
+        self._layouts.adapters()
         return self.library.prepare(name, directory)
 
     def register_adapter(self, name: str, directory: str | os.PathLike, fingerprint: str | None = None) -> None:
@@ -315,12 +306,8 @@ class Engine:
         Args:
             fingerprint: of the adapter that it must be (`LoraAdapter.fingerprint`); None takes what is found first.
         """
-        self._offer_adapters()
+        self._layouts.adapters()
         self.library.register(name, directory, fingerprint)
-
-    def _offer_adapters(self) -> None:
-        self._catalog.add_adapters()
-        self._offer_layouts()
 
     def unload_adapter(self, name: str) -> None:
         """Take an adapter's name away; requests that use it go on. Raises UnknownAdapter."""
@@ -371,10 +358,7 @@ class Engine:
         self.adapters.require_size(job.name, adapter.rank)
         self.library.host.require_room(adapter.nbytes)
         shape = shape_of(job, adapter)
-        self._catalog.add_jobs()
-        if shape.dropout:
-            self._catalog.add_flags(dropout=True)
-        self._offer_layouts()
+        self._layouts.jobs(shape.dropout)
         checkpoint = self.checkpoints.find(run, resume)
         compile_job(self._runner.programs, shape, optimizer_of(run))
         if paused:

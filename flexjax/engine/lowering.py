@@ -58,8 +58,7 @@ class Order:
 
 
 class LoweringProcesses:
-    """Started when the first program is asked for, which is lowered by who asks: all else waits for it, and the
-    processes take as long to come up. Any thread may ask.
+    """Processes that lower, while this is entered; started when a program is asked for. Any thread may ask.
 
     Args:
         platform: of the device that programs are for, in jax's words.
@@ -70,37 +69,44 @@ class LoweringProcesses:
         self._platform, self._count = platform, count
         self._processes: list[LoweringProcess] = []
         self._idle: SimpleQueue[LoweringProcess] = SimpleQueue()
-        self._starting = threading.Lock()
+        self._users, self._lock = 0, threading.Lock()
 
     def __enter__(self) -> "LoweringProcesses":
+        """May be entered several times, by several threads."""
+        with self._lock:
+            self._users += 1
         return self
 
     def __exit__(self, *_) -> None:
-        with self._starting:
-            self._count, ended, self._processes = 0, self._processes, []
+        with self._lock:
+            self._users -= 1
+            if self._users:
+                return
+            ended, self._processes, self._idle = self._processes, [], SimpleQueue()
         for process in ended:
             process.close()
 
     def lowered(self, definition, frozen, dims: Dimensions, kernels: Kernels, key: tuple) -> Callable | None:
         """A body for the `Blueprint` of this program; None if it is to be lowered here."""
-        with self._starting:
-            if not self._processes:
-                self._start()
-                return None
-        process = self._idle.get()
-        try:
-            device = PLATFORMS[self._platform], multiprocessors()
-            return process.lowered(Order(definition, frozen, dims, kernels, key, *device, settings())).body
-        except LoweringFailed as error:
-            logger.warning("%s is lowered in this process: %s", key[0], error)
+        if not self._users or not self._count:
             return None
-        finally:
-            self._idle.put(process)
+        with self:
+            self._start()
+            process = self._idle.get()
+            try:
+                device = PLATFORMS[self._platform], multiprocessors()
+                return process.lowered(Order(definition, frozen, dims, kernels, key, *device, settings())).body
+            except LoweringFailed as error:
+                logger.warning("%s is lowered in this process: %s", key[0], error)
+                return None
+            finally:
+                self._idle.put(process)
 
     def _start(self) -> None:
-        for _ in range(self._count):
-            self._processes.append(process := LoweringProcess())
-            self._idle.put(process)
+        with self._lock:
+            for _ in range(self._count - len(self._processes)):
+                self._processes.append(process := LoweringProcess())
+                self._idle.put(process)
 
 
 class LoweringFailed(Exception):
@@ -115,7 +121,8 @@ class LoweringProcess:
         own = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}
         command = [sys.executable, "-P", "-m", "flexjax.engine.lowering_process"]
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self._process = subprocess.Popen(command, env=os.environ | own | {"PYTHONPATH": paths}, **pipes)
+        environment = os.environ | own | {"PYTHONPATH": paths}
+        self._process = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
 
     def lowered(self, order: Order) -> Lowered:
         """Raises LoweringFailed."""

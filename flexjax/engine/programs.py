@@ -57,6 +57,9 @@ COMPILER_OPTIONS = {
 rematerialization counts the pool once for every kernel that writes into it, believes memory exhausted, and then
 computes the large products of a step with a tape three times."""
 
+WITH_KERNELS = ("forward", "loss", "backward", "update", "_publish")
+"""Programs that take long to lower. The others are small, and some are made of functions that have no name."""
+
 
 @dataclass(frozen=True)
 class JobShape:
@@ -92,7 +95,7 @@ class Programs:
         weights: its state, or the shapes of it, without room for adapters.
         mesh: one axis, ``tp``.
         folder: where compiled programs are kept between runs; None: nowhere.
-        lowering: processes that lower forward steps; None: this one.
+        lowering: processes that lower; None: this one lowers everything.
     """
 
     def __init__(
@@ -111,7 +114,7 @@ class Programs:
         self.options = dict(COMPILER_OPTIONS[mesh.devices.flat[0].platform])
         self.compiled: dict[tuple, Compiled] = {}
         self._store = None if folder is None else ProgramStore(folder, mesh)
-        self._lowering = lowering
+        self.lowering = lowering or LoweringProcesses(mesh.devices.flat[0].platform, 0)
         self._levels, self._logprobs = {SamplingLevel.GREEDY}, False
         self._offering = threading.RLock()
         self._turns: dict[tuple, threading.Lock] = {}
@@ -281,8 +284,8 @@ class Programs:
         return made
 
     def _lowered(self, key: tuple, blueprint: Blueprint) -> Blueprint:
-        """The same program, if another process has done most of what is left to do."""
-        if self._lowering is None or key[0] != "forward":
+        """The same program, with most of what is left to do done by another process, if there is one."""
+        if key[0] not in WITH_KERNELS:
             return blueprint
-        body = self._lowering.lowered(self.definition, self.frozen, self.dims, self.kernels, key)
+        body = self.lowering.lowered(self.definition, self.frozen, self.dims, self.kernels, key)
         return blueprint if body is None else replace(blueprint, body=body)

@@ -1,40 +1,34 @@
 """Start-up: from a configuration to a loop that is ready to run. Shows what it does and how long it takes."""
 
 import logging
-import os
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
 
 from flexjax.compiler.rematerialization import all_plans, backward_work, resolve_tape
 from flexjax.config import EngineConfig
-from flexjax.engine.blueprint import Compiled
 from flexjax.engine.calibration import calibrate_forward
+from flexjax.engine.compilation import compile_layouts
 from flexjax.engine.layouts import LayoutCatalog
 from flexjax.engine.lowering import processes_for
 from flexjax.engine.machine import claim_memory, device_mesh, memory_limit, program_folder
-from flexjax.engine.programs import JobShape, Programs
+from flexjax.engine.programs import Programs
 from flexjax.engine.runner import Runner
 from flexjax.fields import ConfigError
-from flexjax.layout import PAGE_TOKENS, SlotLayout, tiles_for
+from flexjax.layout import PAGE_TOKENS, tiles_for
 from flexjax.memory import MemoryPlan, plan_memory, with_pages
 from flexjax.models.build import abstract_decoder, dtype_of, dummy_weights, place_weights
 from flexjax.models.config import ModelConfig
 from flexjax.models.lora import MODULES
-from flexjax.request import SamplingLevel
 from flexjax.scheduler import LatencyModel, Policy, policy_from_name
 from flexjax.state import KV_COLUMNS, Dimensions, nbytes
 from flexjax.steps.kernels import Kernels
 from flexjax.weights.source import ModelSource
 
 logger = logging.getLogger(__name__)
-
-COMPILERS = 16
-"""Programs compiled at a time, at most; each takes a processor while it is."""
-
 
 def dimensions_of(config: EngineConfig, model: ModelConfig, tape: tuple[str, ...]) -> Dimensions:
     """Every number that decides an array shape, but the pages; ``config`` is resolved."""
@@ -112,16 +106,16 @@ class Machine:
         weight_bytes = nbytes(shapes) // config.tp
         dims = dimensions_of(config, source.config, tape_of(config, source.config, weight_bytes))
         self.plan = plan_pages(config, dims, weight_bytes, temporaries=0)
-        with processes_for(mesh) as lowering:
-            sized = lambda: Programs(
-                definition, shapes, with_pages(dims, self.plan), kernels, mesh, program_folder(config), lowering
-            )
+        folder, lowering = program_folder(config), processes_for(mesh)
+        sized = lambda: Programs(definition, shapes, with_pages(dims, self.plan), kernels, mesh, folder, lowering)
+        with lowering, ThreadPoolExecutor(1) as beside:
             programs = sized()
+            temporaries = beside.submit(self._temporaries, programs)
             weights = self._weights(programs, source, shapes)
-            supposed, self.plan = self.plan, plan_pages(config, dims, weight_bytes, self._temporaries(programs))
+            supposed, self.plan = self.plan, plan_pages(config, dims, weight_bytes, temporaries.result())
             if self.plan.pages != supposed.pages:
                 programs = sized()
-            self._compile(programs)
+            compile_layouts(programs, self.layouts, progress)
         self.runner = Runner(programs, weights)
         self.latency = LatencyModel()
         calibrate_forward(self.runner, self.latency, self.layouts)
@@ -144,33 +138,3 @@ class Machine:
         largest = self.catalog.largest
         logits = largest.rows * programs.dims.model.vocab_size * jnp.dtype(jnp.float32).itemsize
         return programs.forward(largest).memory.temp_size_in_bytes + logits
-
-    def _compile(self, programs: Programs) -> None:
-        """Get every layout and what samples from it, several at a time."""
-        started, total = time.perf_counter(), len(self.layouts)
-
-        def ready(layout: SlotLayout) -> tuple[SlotLayout, Compiled]:
-            programs.sample(layout.rows, SamplingLevel.GREEDY, layout.logprobs)
-            return layout, programs.forward(layout)
-
-        with ThreadPoolExecutor(min(COMPILERS, os.cpu_count() or 1)) as compilers:
-            compiling = [compilers.submit(ready, layout) for layout in self.layouts]
-            for number, finished in enumerate(as_completed(compiling), 1):
-                layout, program = finished.result()
-                done = "loaded" if program.stored else "compiled"
-                self.progress(f"ready {number} of {total}: {describe(layout)}, {done} in {program.seconds:.1f} s")
-        self.progress(f"{total} programs ready in {time.perf_counter() - started:.1f} s")
-
-
-def describe(layout: SlotLayout) -> str:
-    flags = [name for name in ("tape", "dropout", "logprobs", "prompt_logprobs", "base_only") if getattr(layout, name)]
-    chunk = [f"+ {layout.chunk} chunk slots"] if layout.chunk else []
-    return " ".join([f"forward {layout.rows} rows", *chunk, *flags])
-
-
-def compile_job(programs: Programs, shape: JobShape, optimizer) -> None:
-    """Compile a job's programs before it meets the engine's thread."""
-    usual, own = programs.kernels.grouped_lora_grad, programs.kernels_of(shape).grouped_lora_grad
-    if own != usual:
-        logger.warning("gradients of rank %d take grouped_lora_grad %s; %s has no room", shape.rank, own, usual)
-    programs.loss(shape), programs.backward(shape), programs.update(shape, optimizer), programs.publish(shape)

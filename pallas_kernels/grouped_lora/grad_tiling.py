@@ -21,6 +21,9 @@ MOST_RANKS = 256
 MULTIPROCESSORS = 132
 """Of an H100 or H200 (SXM); on GPUs with fewer, some blocks wait for others."""
 
+LEAST_ROWS = 8
+"""Of a tile, that a block adds up for all: fewer have too few values for its threads."""
+
 MOST_SHARES = 16
 """Each block of a tile reads what all of them have of the cotangent of x a: twice the blocks, twice that."""
 
@@ -102,7 +105,8 @@ def _fitting(tokens: int, modules: int, rank: int) -> GradTiling | None:
     padded = -(-rank // RANK_STEP) * RANK_STEP
     for tiling in (*large, *PREFERRED_FEW_TOKENS):
         if tiling.shared_bytes(modules, padded) <= SHARED_BYTES and modules * padded <= MOST_RANKS:
-            return replace(tiling, shares=_shares(tokens // tiling.tokens), shares_rows=modules > 1)
+            shares = _shares(tokens // tiling.tokens)
+            return replace(tiling, shares=shares, shares_rows=modules > 1 and tiling.tokens // shares >= LEAST_ROWS)
     return None
 
 

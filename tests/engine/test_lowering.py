@@ -1,5 +1,7 @@
 """Programs that another process has lowered: the same results, and nothing lost where that process fails."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import jax
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from tests.engine.test_program_store import DIMS, TABLE, programs_in, random_arg
 from tests.ladder import DECODE, LLAMA, TAPED
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def processes():
     with LoweringProcesses("cpu", 1) as those:
         yield those
@@ -40,28 +42,20 @@ def sent(monkeypatch) -> list:
     return keys
 
 
-def results_of(program, arguments) -> list[np.ndarray]:
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(program(*arguments))]
-
-
-def test_a_program_lowered_elsewhere_computes_the_same_to_the_bit_and_takes_the_same_memory(processes, sent, tmp_path):
+@pytest.mark.parametrize("name", [name for name in TABLE if name != "sample"])
+def test_a_program_lowered_elsewhere_computes_the_same_to_the_bit_in_the_same_memory(name, processes, sent, tmp_path):
     elsewhere, here = programs_with(processes), programs_in(tmp_path)
-    elsewhere.forward(DECODE), elsewhere.forward(TAPED)
-    assert sent == [("forward", TAPED)]  # the first is lowered here, while the process starts
-    made, expected = elsewhere.forward(TAPED), here.forward(TAPED)
-    assert made.memory == expected.memory
-    results = [results_of(program, random_arguments(expected.call, seed=5)) for program in (made, expected)]
-    for got, wanted in zip(*results, strict=True):
-        np.testing.assert_array_equal(got, wanted)
-    shapes = [jax.tree.structure(program(*random_arguments(expected.call, seed=5))) for program in (made, expected)]
-    assert shapes[0] == shapes[1]
+    made, expected = TABLE[name](elsewhere), TABLE[name](here)
+    assert len(sent) == 1 and made.memory == expected.memory
+    results = [program(*random_arguments(expected.call, seed=5)) for program in (made, expected)]
+    assert jax.tree.structure(results[0]) == jax.tree.structure(results[1])
+    for got, wanted in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_array_equal(np.asarray(got), np.asarray(wanted))
 
 
 def test_what_is_donated_is_donated(processes, sent):
-    programs = programs_with(processes)
-    programs.forward(DECODE)
-    program = programs.forward(TAPED)
-    arguments = random_arguments(programs_with(LoweringProcesses("cpu", 0)).forward(TAPED).call, seed=0)
+    program = programs_with(processes).forward(TAPED)
+    arguments = random_arguments(program.call, seed=0)
     program(*arguments)
     weights, _, pool, rows, _ = arguments
     assert sent and all(leaf.is_deleted() for leaf in jax.tree.leaves((pool, rows)))
@@ -69,31 +63,30 @@ def test_what_is_donated_is_donated(processes, sent):
 
 
 def test_a_run_that_lowers_elsewhere_and_one_that_does_not_find_each_others_programs(processes, sent, tmp_path):
-    programs = programs_with(processes, tmp_path)
-    programs.forward(DECODE), programs.forward(TAPED)
+    programs_with(processes, tmp_path).forward(TAPED)
     assert sent and programs_in(tmp_path).forward(TAPED).stored
 
 
 def test_programs_without_kernels_are_lowered_here(processes, sent):
-    programs = programs_with(processes)
-    programs.forward(DECODE)
-    TABLE["sample"](programs), TABLE["publish"](programs)
+    TABLE["sample"](programs_with(processes))
     assert not sent
 
 
-def test_a_process_that_ended_says_so_and_the_program_is_lowered_here(processes, sent, caplog):
-    programs = programs_with(processes)
-    programs.forward(DECODE)
-    (process,) = processes._processes
-    process._process.kill()
-    process._process.wait()
+def test_a_process_that_ended_says_so_and_the_program_is_lowered_here(sent, caplog):
+    with LoweringProcesses("cpu", 1) as processes:
+        programs = programs_with(processes)
+        programs.forward(DECODE)
+        sent.clear()
+        (process,) = processes._processes
+        process._process.kill()
+        process._process.wait()
+        programs.forward(TAPED)
     assert programs.forward(TAPED)(*random_arguments(programs.forward(TAPED).call, seed=0))
     assert not sent and "forward is lowered in this process: the process for it ended with -9" in caplog.text
 
 
 def test_a_process_that_cannot_lower_says_why_and_goes_on(processes, sent, caplog, monkeypatch):
     programs = programs_with(processes)
-    programs.forward(DECODE)
     with monkeypatch.context() as patch:
         patch.setattr(lowering, "settings", lambda: {"jax_numpy_rank_promotion": "raise"})
         programs.forward(TAPED)
@@ -105,7 +98,6 @@ def test_a_process_that_cannot_lower_says_why_and_goes_on(processes, sent, caplo
 def test_settings_of_jax_are_those_of_who_asks(processes, sent):
     """With strict ranks a program that adds a vector to a matrix is refused."""
     programs = programs_with(processes)
-    programs.forward(DECODE)
     before = jax.config.jax_numpy_rank_promotion
     jax.config.update("jax_numpy_rank_promotion", "raise")
     try:
@@ -116,9 +108,24 @@ def test_settings_of_jax_are_those_of_who_asks(processes, sent):
     assert not sent
 
 
-def test_after_start_up_everything_is_lowered_here(sent):
-    with LoweringProcesses("cpu", 1) as processes:
-        programs = programs_with(processes)
+def test_processes_end_when_nobody_is_in_need_of_them_and_start_again(sent):
+    processes = LoweringProcesses("cpu", 1)
+    programs = programs_with(processes)
+    with processes, processes:
         programs.forward(DECODE)
+        (first,) = processes._processes
+    assert len(sent) == 1 and first._process.returncode is not None
     programs.forward(TAPED)
-    assert not sent
+    assert len(sent) == 1  # lowered here
+    with processes:
+        TABLE["loss"](programs)
+    assert len(sent) == 2
+
+
+def test_many_threads_share_the_processes(sent):
+    with LoweringProcesses("cpu", 2) as processes, ThreadPoolExecutor(5) as threads:
+        programs = programs_with(processes)
+        names = [name for name in TABLE if name != "sample"]
+        list(threads.map(lambda name: TABLE[name](programs), names))
+        assert len(processes._processes) == 2
+    assert {key[0].removeprefix("_") for key in sent} == {"forward", "loss", "backward", "update", "publish"}

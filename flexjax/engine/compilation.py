@@ -1,0 +1,108 @@
+"""Compiling many programs at once: at start-up, and when layouts or a job join later."""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+
+from flexjax.engine.blueprint import Compiled
+from flexjax.engine.layouts import LayoutCatalog
+from flexjax.engine.loop import Loop
+from flexjax.engine.programs import JobShape, Programs
+from flexjax.layout import SlotLayout
+from flexjax.request import SamplingLevel
+
+logger = logging.getLogger(__name__)
+
+COMPILERS = 16
+"""Programs compiled at a time, at most; each takes a processor while it is."""
+
+Progress = Callable[[str], None]
+
+
+def compile_layouts(programs: Programs, layouts: Sequence[SlotLayout], progress: Progress) -> None:
+    """Get the forward step of every layout and what samples from it.
+
+    Args:
+        progress: called with a line of text as each is there.
+    """
+    started, total = time.perf_counter(), len(layouts)
+
+    def ready(layout: SlotLayout) -> tuple[SlotLayout, Compiled]:
+        programs.sample(layout.rows, SamplingLevel.GREEDY, layout.logprobs)
+        return layout, programs.forward(layout)
+
+    with programs.lowering, compilers() as threads:
+        compiling = [threads.submit(ready, layout) for layout in layouts]
+        for number, finished in enumerate(as_completed(compiling), 1):
+            layout, program = finished.result()
+            done = "loaded" if program.stored else "compiled"
+            progress(f"ready {number} of {total}: {describe(layout)}, {done} in {program.seconds:.1f} s")
+    progress(f"{total} programs ready in {time.perf_counter() - started:.1f} s")
+
+
+def compile_job(programs: Programs, shape: JobShape, optimizer) -> None:
+    """Get a job's programs before it meets the engine's thread."""
+    usual, own = programs.kernels.grouped_lora_grad, programs.kernels_of(shape).grouped_lora_grad
+    if own != usual:
+        logger.warning("gradients of rank %d take grouped_lora_grad %s; %s has no room", shape.rank, own, usual)
+    calls = [(programs.loss, shape), (programs.backward, shape), (programs.update, shape, optimizer)]
+    with programs.lowering, compilers() as threads:
+        finish([threads.submit(*call) for call in (*calls, (programs.publish, shape))])
+
+
+def compilers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(COMPILERS, os.cpu_count() or 1), thread_name_prefix="flexjax-compiler")
+
+
+def finish(futures: Iterable) -> None:
+    """Raises what one of them raised."""
+    for future in futures:
+        future.result()
+
+
+def describe(layout: SlotLayout) -> str:
+    flags = [name for name in ("tape", "dropout", "logprobs", "prompt_logprobs", "base_only") if getattr(layout, name)]
+    chunk = [f"+ {layout.chunk} chunk slots"] if layout.chunk else []
+    return " ".join([f"forward {layout.rows} rows", *chunk, *flags])
+
+
+class LayoutOffer:
+    """Has compiled what a catalog gains while the engine runs, then lets the scheduler use it. Any thread may ask.
+
+    Args:
+        catalog: the layouts that it has now are there already.
+        loop: of the engine.
+    """
+
+    def __init__(self, catalog: LayoutCatalog, programs: Programs, loop: Loop, progress: Progress):
+        self.catalog = catalog
+        self._programs, self._loop, self._progress = programs, loop, progress
+        self._offered, self._lock = set(catalog.layouts), threading.Lock()
+
+    def jobs(self, dropout: bool) -> None:
+        """Steps may hold finetuning windows from now on."""
+        self.catalog.add_jobs()
+        if dropout:
+            self.catalog.add_flags(dropout=True)
+        self._offer()
+
+    def adapters(self) -> None:
+        """Slots may name adapters from now on."""
+        self.catalog.add_adapters()
+        self._offer()
+
+    def flags(self, **flags: bool) -> None:
+        """Steps may have these flags from now on."""
+        self.catalog.add_flags(**flags)
+        self._offer()
+
+    def _offer(self) -> None:
+        with self._lock:
+            new = [layout for layout in self.catalog.layouts if layout not in self._offered]
+            if new:
+                compile_layouts(self._programs, new, self._progress)
+                self._loop.call(self._loop.scheduler.add_layouts, new)
+                self._offered.update(new)
