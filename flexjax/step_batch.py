@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flexjax.layout import PAGE_TOKENS, RANK_UNIT, SlotLayout
+from flexjax.models.lora import PRODUCTS
 from flexjax.request import MAX_STOP_TOKEN_IDS
 from flexjax.state import Dimensions
 
@@ -91,8 +92,10 @@ def sampling_fields(rows: int) -> Fields:
 
 
 def adapter_fields(dims: Dimensions) -> dict[str, Field]:
-    """Who owns which part of the flat rank axis, and each adapter's scale."""
-    return {"owner": Field((dims.rank_capacity // RANK_UNIT,)), "scale": Field((dims.adapters,), FLOAT)}
+    """Who owns which part of the flat rank axis, in every product that an adapter may add to or not; and each
+    adapter's scale."""
+    units = dims.rank_capacity // RANK_UNIT
+    return {"owner": Field((len(PRODUCTS), units)), "scale": Field((dims.adapters,), FLOAT)}
 
 
 @functools.cache

@@ -33,6 +33,7 @@ class AdapterVersion:
         version: unique number, never reused; 0 is the base model.
         units: of the rank axis that it needs.
         scale: what x A B is multiplied by.
+        products: positions in `flexjax.models.lora.PRODUCTS` of those that it adds to; None as long as nobody knows.
         index: place on the stacked adapter axis; 0 means no adapter, NOWHERE that it has no place now.
         first_unit: where its range of the rank axis begins.
         pins: requests, tapes and jobs that use it, or wait until they can.
@@ -46,6 +47,7 @@ class AdapterVersion:
     version: int
     units: int
     scale: float
+    products: tuple[int, ...] | None = None
     index: int = NOWHERE
     first_unit: int = 0
     pins: int = 0
@@ -190,10 +192,12 @@ class AdapterTable:
         self._retire(version)
 
     def fill(self, owner: np.ndarray, scale: np.ndarray) -> None:
-        """Write who owns each unit of the rank axis, [units] int32, and every scale, [adapters] float32."""
+        """Write who owns each unit of the rank axis in each product, [products, units] int32, and every scale,
+        [adapters] float32."""
         owner[...] = 0
         for version in self.resident.values():
-            owner[version.first_unit : version.first_unit + version.units] = version.index
+            products = slice(None) if version.products is None else list(version.products)
+            owner[products, version.first_unit : version.first_unit + version.units] = version.index
             scale[version.index] = version.scale
 
     def _retire(self, version: AdapterVersion) -> None:

@@ -50,20 +50,21 @@ def idle_sampling(layout: SlotLayout) -> SamplingBatch:
 
 def calibrate_job(runner: Runner, latency: LatencyModel, name: str) -> None:
     """Time a job's loss and backward programs on idle windows, the backward one at the beginning and at the end of a
-    sequence that fills the microbatch. Requests wait meanwhile, so each is timed once.
+    sequence that fills the microbatch. Requests wait meanwhile, some tens of milliseconds; of one call alone the times
+    of a GPU say little, and a price of positions that comes out as nothing is not corrected later.
 
     Its gradients are zero afterwards: an idle window adds nothing, unless what lies in page 0 overflows.
     """
     dims, job = runner.programs.dims, runner.jobs[name]
     packed, _ = host_batch(loss_fields(dims))
-    latency.calibrate(("loss", dims.window), seconds_of(lambda: runner.loss(job, packed), 1))
+    latency.calibrate(("loss", dims.window), seconds_of(lambda: runner.loss(job, packed), 2))
     for start in sorted({0, dims.microbatch - dims.window}):
         packed, batch = host_batch(backward_fields(dims))
         first, tiles = start // PAGE_TOKENS, dims.window // PAGE_TOKENS
         batch.start[...] = start
         batch.block_start[:] = 0
         batch.tile_position[:] = start + PAGE_TOKENS * np.arange(tiles)
-        seconds = seconds_of(lambda packed=packed: runner.backward(job, 0, packed), 1)
+        seconds = seconds_of(lambda packed=packed: runner.backward(job, 0, packed), 5)
         context = PAGE_TOKENS * sum(range(first + 1, first + tiles + 1))
         latency.calibrate(("backward", dims.window), seconds, context)
     job.gradients = None

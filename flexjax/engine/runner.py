@@ -24,6 +24,7 @@ from flexjax.engine.batch import (
 from flexjax.engine.layer_views import places
 from flexjax.engine.programs import JobShape, Programs
 from flexjax.layout import SlotLayout
+from flexjax.models.lora import products_of
 from flexjax.models.matrices import with_matrices
 from flexjax.scheduler.output import Completion, Iteration, Unit, UnitKind
 from flexjax.state import AdapterStack, Gradients, Master, gradient_shapes, pool_shape, row_shapes
@@ -228,7 +229,7 @@ class Runner:
 
     def publish(self, factors: dict, shape: JobShape, version: AdapterVersion) -> None:
         """Write adapter factors, {"a": module -> [layers, in, r], "b": ...} float32, where the version lies."""
-        program = self.programs.publish(shape)
+        program, version.products = self.programs.publish(shape), products_of(shape.modules)
         with self._lending_stack():
             stack = program(self.stack, factors, np.int32(version.first_column))
         self._take_stack(stack)

@@ -7,6 +7,7 @@ its own contribution.
 
 import functools
 import itertools
+from collections.abc import Collection
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -40,6 +41,11 @@ def module_widths(config: ModelConfig) -> dict[str, tuple[int, int]]:
     q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     outputs = dict(q_proj=(d, q), k_proj=(d, kv), v_proj=(d, kv), o_proj=(q, d))
     return {**outputs, "gate_proj": (d, ff), "up_proj": (d, ff), "down_proj": (ff, d)}
+
+
+def products_of(modules: Collection[str]) -> tuple[int, ...]:
+    """Positions of the products that these modules are columns of."""
+    return tuple(i for i, names in enumerate(PRODUCTS.values()) if not set(names).isdisjoint(modules))
 
 
 def no_adapter(product: str, x: jax.Array, y: jax.Array, widths: tuple[int, ...]) -> list[jax.Array]:
@@ -99,9 +105,9 @@ class ResidentAdapters:
             all adapters share.
         layer: scalar int32.
         indices: [T] int32, adapter index per slot (0 none).
-        owner: [R / 8] int32, adapter index that owns each unit of the rank axis (0 nobody).
+        owner: product -> [R / 8] int32, adapter index that owns each unit of the rank axis there (0 nobody).
         scale: [adapters] float32.
-        plan: of `plan_lora_expand`, the same for every layer.
+        plan: product -> of `plan_lora_expand`, the same for every layer.
         dropout: applied to the input of slots that ask for it. Without it, x A of every module lies behind y, made by
             the product itself.
         a: with dropout, product -> [modules * R, in], this layer's, one module after another.
@@ -110,10 +116,10 @@ class ResidentAdapters:
     b: dict[str, jax.Array]
     layer: jax.Array
     indices: jax.Array
-    owner: jax.Array
+    owner: dict[str, jax.Array]
     scale: jax.Array
     implementation: str
-    plan: Any = None
+    plan: dict[str, Any]
     dropout: Dropout | None = None
     a: dict[str, jax.Array] | None = None
 
@@ -124,9 +130,9 @@ class ResidentAdapters:
         """y in place, the modules side by side; what lies behind them, [T, modules * R] or nothing, is for no one."""
         return lora_expand(
             *(y, None if self.dropout is None else self.low(product, x)),
-            *(self.b[product], self.layer, self.indices, self.owner, self.scale),
+            *(self.b[product], self.layer, self.indices, self.owner[product], self.scale),
             widths=widths,
-            plan=self.plan,
+            plan=self.plan[product],
             implementation=self.implementation,
         )
 

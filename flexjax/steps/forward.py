@@ -5,6 +5,7 @@
 A plain function; `flexjax.engine.programs` compiles it. Layout and dimensions are static.
 """
 
+import functools
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -79,8 +80,9 @@ def run_layers(model: Decoder, dims, layout, kernels, adapters, pool, x, batch):
     definition, stacked = model.layer_stack()
     positions, places = token_positions(batch, layout), places_of(batch, layout, model.layers, kernels)
     adapter_index = per_slot(batch.row_adapter, batch.tile_adapter if layout.chunk else None)
-    owners = adapter_index, batch.owner, batch.scale
-    plan = None if layout.base_only else plan_lora_expand(*owners, implementation=kernels.lora_expand)
+    owner = dict(zip(PRODUCTS, batch.owner, strict=True))
+    planned = functools.partial(plan_lora_expand, implementation=kernels.lora_expand)
+    plan = {} if layout.base_only else {name: planned(adapter_index, owner[name], batch.scale) for name in owner}
     left_out = dims.rank_capacity if layout.base_only or layout.dropout else 0
     lse_kept = layout.tape and "attention" in dims.tape and dims.lse_follows_final
 
@@ -89,6 +91,7 @@ def run_layers(model: Decoder, dims, layout, kernels, adapters, pool, x, batch):
         layer = nnx.merge(definition, layer_of(stacked, index, left_out))
         dropout = slot_dropout(layout, batch, index, dims.tp)
         a = dropout and {name: rows_of_a(name, adapters.a[name], index, dims.rank_capacity) for name in PRODUCTS}
+        owners = adapter_index, owner, batch.scale
         resident = ResidentAdapters(adapters.b, index, *owners, kernels.lora_expand, plan, dropout, a)
         adapter = no_adapter if layout.base_only else resident
         x, pool, lse = layer_forward(layer, dims, layout, kernels, adapter, pool, x, index, positions, places, batch)

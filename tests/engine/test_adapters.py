@@ -146,9 +146,9 @@ def test_fill_writes_owners_by_unit_and_scales_by_index(table):
     first = load(table, "a", rank=12, scale=0.5)
     table.remove("gone")
     second = load(table, "b", rank=8, scale=2.0)
-    owner, scale = np.full(8, 9, np.int32), np.zeros(4, np.float32)
+    owner, scale = np.full((1, 8), 9, np.int32), np.zeros(4, np.float32)
     table.fill(owner, scale)
-    assert owner.tolist() == [second.index, first.index, first.index, 0, 0, 0, 0, 0]
+    assert owner[0].tolist() == [second.index, first.index, first.index, 0, 0, 0, 0, 0]
     assert (scale[first.index], scale[second.index]) == (0.5, 2.0)
 
 

@@ -73,8 +73,23 @@ def batch(dims, table, training):
 
 
 def test_adapters(batch):
-    assert batch.owner.tolist() == [1, 1, 0, 0]
+    assert batch.owner.tolist() == [[1, 1, 0, 0]] * 4
     assert batch.scale.tolist() == [0.0, 0.5, 0.0]
+
+
+def test_an_adapter_owns_nothing_in_products_that_it_does_not_change():
+    table = AdapterTable(adapters=4, rank_capacity=32)
+    for name, products in (("attention", (0, 1)), ("down", (3,)), ("not published", None)):
+        version = table.new(name, 8, 1.0)
+        version.products = products
+        assert table.try_seat(version)
+        table.announce(version)
+    owner, scale = np.full((4, 4), 9, np.int32), np.zeros(4, np.float32)
+    table.fill(owner, scale)
+    qkv, o, gate_up, down = owner.tolist()
+    assert qkv == o == [1, 0, 3, 0]
+    assert gate_up == [0, 0, 3, 0]
+    assert down == [0, 2, 3, 0]
 
 
 def test_decode_rows(batch):

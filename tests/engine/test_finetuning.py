@@ -104,6 +104,7 @@ def test_two_jobs_and_their_adapters_do_not_mix(engine, alone):
     finished(first), finished(second)
     assert difference(adapter, engine.adapter("first")) < 1e-3
     assert engine.adapter("second").target_modules == ("q_proj", "down_proj")
+    assert engine.adapters.find("second").products == (0, 3) != engine.adapters.find("first").products
     both = engine.generate(["2 and 2 make"], greedy(8), adapter="first")
     assert both[0].token_ids == engine.generate(["2 and 2 make"], greedy(8), adapter="alone")[0].token_ids
     for name in ("first", "second"):

@@ -7,7 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flexjax.models.lora import MODULES, Dropout, ResidentAdapters, TrainedAdapter, module_widths, no_adapter
+from flexjax.models.lora import (
+    MODULES,
+    Dropout,
+    ResidentAdapters,
+    TrainedAdapter,
+    module_widths,
+    no_adapter,
+    products_of,
+)
 from pallas_kernels import grouped_lora_grad
 from tests.ladder import LLAMA
 
@@ -124,11 +132,18 @@ def test_the_trained_adapter_rounds_as_the_served_one():
     served_b[1, 8:] = np.concatenate([np.zeros((8, 48)), b], axis=1)
     served = ResidentAdapters(
         *({"gate_up": jnp.bfloat16(served_b)}, jnp.int32(1)),
-        *(jnp.ones(20, jnp.int32), jnp.int32([2, 1]), jnp.float32([0, 0.7, 3.0]), "reference"),
+        *(jnp.ones(20, jnp.int32), {"gate_up": jnp.int32([2, 1])}, jnp.float32([0, 0.7, 3.0]), "reference"),
+        plan={"gate_up": None},
     )("gate_up", x, y, widths)
     for one, two in zip(trained, served, strict=True):
         assert one.dtype == two.dtype == jnp.bfloat16
         np.testing.assert_array_equal(one.astype(jnp.float32), two.astype(jnp.float32))
+
+
+def test_products_of_modules():
+    assert products_of(("down_proj",)) == (3,)
+    assert products_of(("up_proj", "v_proj", "q_proj")) == (0, 2)
+    assert products_of(MODULES) == (0, 1, 2, 3)
 
 
 def test_absent_modules_add_nothing():
