@@ -120,8 +120,12 @@ def kernel_row(case: Mapping) -> list[str]:
 
 def step_table(cases: list[Mapping]) -> str:
     keys = ("ms", "fraction", "alternative_ms")
-    rows = [[case["name"], case["shape"], *(number(case.get(key)) for key in keys)] for case in cases]
-    return table("case | shape | ms | of floor | alternative, ms", rows)
+    rows = [[case["name"], case["shape"], *(number(case.get(key)) for key in keys), commit_of(case)] for case in cases]
+    return table("case | shape | ms | of floor | alternative, ms | commit", rows)
+
+
+def commit_of(case: Mapping) -> str:
+    return f"`{case['commit'][:7]}`" if case.get("commit") else ""
 
 
 def device_lines(results: Mapping[str, Mapping]) -> str:

@@ -27,8 +27,8 @@ PROBE_SECONDS = 120.0
 def run_step_bench(config_path: str | None, workloads: Path | None, out: Path, only: list[str]) -> int:
     """Measure and write ``out``; 1 if some process failed.
 
-    Figures that ``out`` already has, of the same device, commit and model, stay, so that a long benchmark can be taken
-    in parts.
+    Figures that ``out`` already has, of the same device and model, stay, so that a long benchmark can be taken in
+    parts; each case names its commit.
 
     Args:
         config_path: TOML with [bench] (`StepPlan`) and [engine] tables; None takes the real plan on a GPU and a tiny
@@ -113,7 +113,7 @@ class StepResults:
         if self._earlier is not None and self.model is not None:
             self._take_earlier()
         self.metrics |= report.get("metrics", {})
-        self.cases = replaced(self.cases, report.get("cases", ()))
+        self.cases = replaced(self.cases, of_commit(report.get("cases", ()), self.facts["commit"]))
         self.implementations |= report.get("implementations", {})
         facts = {**self.facts, "model": self.model}
         write_results(self.path, facts, self.implementations, self.metrics, self.cases)
@@ -126,19 +126,24 @@ class StepResults:
     def _take_earlier(self) -> None:
         earlier, self._earlier = self._earlier, None
         if earlier.get("model") == self.model:
-            self.metrics, self.cases = earlier["metrics"] | self.metrics, replaced(earlier["cases"], self.cases)
+            cases = of_commit(earlier["cases"], earlier["commit"])
+            self.metrics, self.cases = earlier["metrics"] | self.metrics, replaced(cases, self.cases)
 
 
 def read_earlier(path: Path, facts: dict) -> dict | None:
-    """Results of an earlier run on the same device and commit, None if there are none."""
+    """Results of an earlier run on the same device, None if there are none."""
     try:
         earlier = json.loads(path.read_text())
     except FileNotFoundError:
         return None
     except ValueError as error:
         raise ConfigError(f"{path} is not a file of results ({error}); name another with --out") from error
-    same = all(earlier.get(name) == facts[name] for name in ("device", "commit"))
-    return earlier if same else None
+    return earlier if earlier.get("device") == facts["device"] else None
+
+
+def of_commit(cases: Sequence[dict], commit: str | None) -> list[dict]:
+    """Cases that name the commit at which they were measured: this one, unless they know better."""
+    return [{"commit": commit, **case} for case in cases]
 
 
 def replaced(cases: Sequence[dict], newer: Sequence[dict]) -> list[dict]:

@@ -13,33 +13,40 @@ from flexjax.scheduler import Iteration, Microbatch, Unit, UnitKind
 
 @dataclass(frozen=True)
 class Roofline:
-    """Llama-3.1-8B in bfloat16 on one H200; the defaults are what docs/performance.md gives or implies.
+    """Llama-3.1-8B in bfloat16 on one H200; the defaults are fitted to the iterations of two co-served traces, see
+    docs/performance.md.
 
     Attributes:
-        bandwidth: bytes a second that a step reaches: 4.1 TB/s of a copy, 0.85 of it.
+        bandwidth: bytes a second that products reach: 4.1 TB/s of a copy, 0.85 of it; row_bandwidth: that attention of
+            decode slots does at a few hundred positions each.
         flops: FLOPs a second of the large products; attention_flops: of attention in tiles and of its gradient.
         forward_launches, unit_launches, update_launches: seconds of small kernels in each program.
-        slot_seconds: elementwise work of one slot in all layers.
+        slot_seconds: elementwise work of one slot in all layers; row_seconds: sampling and logits of a row;
+            loss_seconds: elementwise work of a slot in the loss.
         layer_parameters, head_parameters: values in the matrices of one layer, and of the head.
         attention_width: query heads times head size; kv_bytes: keys and values of one position in all layers.
-        tape_bytes: written for one finetuning slot.
+        tape_bytes: written for one finetuning slot; tape_seconds: of a slot beside that, for adapters too.
         recompute: FLOPs of the backward pass besides the input gradient, as a share of it; the tape plan decides.
         adapter_parameters: values of the trained adapter.
     """
 
     bandwidth: float = 4.1e12 * 0.85
-    flops: float = 6.2e14
-    attention_flops: float = 4.5e14
-    forward_launches: float = 0.6e-3
-    unit_launches: float = 0.12e-3
+    row_bandwidth: float = 3.06e12
+    flops: float = 7.4e14
+    attention_flops: float = 3.6e14
+    forward_launches: float = 0.8e-3
+    unit_launches: float = 0.25e-3
     update_launches: float = 0.8e-3
     slot_seconds: float = 1.5e-6
+    row_seconds: float = 4e-6
+    loss_seconds: float = 0.5e-6
     layers: int = 32
     layer_parameters: int = 218_103_808
     head_parameters: int = 525_336_576
     attention_width: int = 4096
     kv_bytes: int = 131_072
     tape_bytes: int = 3_014_656
+    tape_seconds: float = 2e-6
     recompute: float = 0.0
     adapter_parameters: int = 9_437_184
 
@@ -52,13 +59,14 @@ class Roofline:
         """
         products = self.layers * self._product(layout.slots, self.layer_parameters)
         head = self._product(layout.rows, self.head_parameters)
-        rows = row_context * self.kv_bytes / self.bandwidth
+        rows = row_context * self.kv_bytes / self.row_bandwidth
         tiles = tile_context * self._tile_flops * self.layers / self.attention_flops
-        rest = layout.slots * self.slot_seconds + taped * self.tape_bytes / self.bandwidth
+        tape = taped * (self.tape_bytes / self.bandwidth + self.tape_seconds)
+        rest = layout.slots * self.slot_seconds + layout.rows * self.row_seconds + tape
         return self.forward_launches + products + head + rows + tiles + rest
 
     def loss(self, slots: int) -> float:
-        return self.unit_launches + 2 * self._product(slots, self.head_parameters)
+        return self.unit_launches + 2 * self._product(slots, self.head_parameters) + slots * self.loss_seconds
 
     def backward(self, slots: int, tile_context: int) -> float:
         """Seconds of one unit: the input gradient, what is recomputed, and the gradient of attention."""

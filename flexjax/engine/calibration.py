@@ -15,9 +15,14 @@ from flexjax.state import Dimensions, gradient_shapes
 from flexjax.step_batch import backward_fields, forward_fields, host_batch, loss_fields, sampling_fields
 
 
+MUCH_CONTEXT = 1024
+"""Positions of a long conversation; the price of one is that of most that are served, where sixteen times as many would
+be cheaper each, and take the start-up longer."""
+
+
 def calibrate_forward(runner: Runner, latency: LatencyModel, layouts: Iterable[SlotLayout]) -> None:
     """Time every layout with little context, with much in its rows, and with much in its tiles."""
-    much = max(1, runner.programs.dims.context // 2)
+    much = max(1, min(runner.programs.dims.context // 2, MUCH_CONTEXT))
     for layout in layouts:
         for rows, tiles in [(1, 1), (much, 1)] + [(1, much)] * (layout.chunk > 0):
             packed, context = filled(runner.programs.dims, layout, rows, tiles)

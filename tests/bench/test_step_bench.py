@@ -38,10 +38,17 @@ def test_a_benchmark_can_be_taken_in_parts(tmp_path):
     assert {case["name"]: case["ms"] for case in written["cases"]} == {"one": 3.0, "two": 2.0}
 
 
-@pytest.mark.parametrize(
-    "facts, model", [(FACTS | {"commit": "def"}, "a model"), (FACTS | {"device": "b"}, "a model"), (FACTS, "another")]
-)
-def test_figures_of_another_device_commit_or_model_do_not_stay(tmp_path, facts, model):
+def test_figures_of_other_commits_stay_and_say_which(tmp_path):
+    path = tmp_path / "step.json"
+    for commit, name in (("abc", "one"), ("def", "two"), ("ghi", "three")):
+        StepResults(path, FACTS | {"commit": commit}).add(report(name, 1.0))
+    written = json.loads(path.read_text())
+    assert {case["name"]: case["commit"] for case in written["cases"]} == {"one": "abc", "two": "def", "three": "ghi"}
+    assert written["commit"] == "ghi" and set(written["metrics"]) == {"one", "two", "three"}
+
+
+@pytest.mark.parametrize("facts, model", [(FACTS | {"device": "b"}, "a model"), (FACTS, "another")])
+def test_figures_of_another_device_or_model_do_not_stay(tmp_path, facts, model):
     path = tmp_path / "step.json"
     StepResults(path, FACTS).add(report("one", 1.0))
     StepResults(path, facts).add(report("two", 2.0, model))
