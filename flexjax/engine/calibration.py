@@ -14,7 +14,6 @@ from flexjax.scheduler import LatencyModel
 from flexjax.state import Dimensions, gradient_shapes
 from flexjax.step_batch import backward_fields, forward_fields, host_batch, loss_fields, sampling_fields
 
-
 MUCH_CONTEXT = 1024
 """Positions of a long conversation; the price of one is that of most that are served, where sixteen times as many would
 be cheaper each, and take the start-up longer."""
