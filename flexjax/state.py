@@ -5,7 +5,7 @@ Everything here follows from `Dimensions`; the memory plan, the compiled program
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -68,6 +68,8 @@ class Dimensions:
         window: slots of a backward window, a multiple of 64.
         tape: names a tape keeps.
         tp: shards.
+        lean_tape: some of these names, which the tape of a microbatch keeps that finds no pages for more; None: such a
+            microbatch waits.
     """
 
     model: ModelConfig
@@ -81,6 +83,18 @@ class Dimensions:
     window: int
     tape: tuple[str, ...]
     tp: int = 1
+    lean_tape: tuple[str, ...] | None = None
+
+    @property
+    def lean(self) -> "Dimensions":
+        """The same with lean tapes only."""
+        return replace(self, tape=self.lean_tape, lean_tape=None)
+
+    @property
+    def lean_columns(self) -> tuple[int, ...]:
+        """Where the columns of a lean tape stand among those of the other."""
+        whole, lean = self.tape_layout, self.lean.tape_layout
+        return tuple(whole.first_column(name) + i for name in lean.names for i in range(lean.span(name)))
 
     @property
     def context_pages(self) -> int:

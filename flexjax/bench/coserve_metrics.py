@@ -120,24 +120,28 @@ class Useful:
     Attributes:
         at: when its backward pass ended; before that they do not count.
         trained: those that have a loss.
+        lean: its tape kept less, for want of pages.
     """
 
     at: float
     tokens: int
     trained: int
+    lean: bool = False
 
 
 def useful_tokens(settled: Iterable[SettledMicrobatch], ends: Mapping[int, float]) -> list[Useful]:
     """With ``ends``, the time at which each iteration ended, by its index. One that is not known yet is left out."""
     known = [each for each in settled if each.iteration in ends]
-    return [Useful(ends[each.iteration], each.tokens, each.trained_tokens) for each in known]
+    return [Useful(ends[each.iteration], each.tokens, each.trained_tokens, each.lean) for each in known]
 
 
 def finetune_metrics(useful: Sequence[Useful], start: float, end: float) -> dict[str, float]:
-    """Rates of what ended in a span of time."""
+    """Rates of what ended in a span of time, and the share of it that had lean tapes."""
     counted = [each for each in useful if start < each.at <= end]
+    tokens = sum(each.tokens for each in counted)
     return {
-        "finetune_tokens_per_s": sum(each.tokens for each in counted) / (end - start),
+        "finetune_lean_share": sum(each.tokens for each in counted if each.lean) / tokens if tokens else 0.0,
+        "finetune_tokens_per_s": tokens / (end - start),
         "finetune_loss_tokens_per_s": sum(each.trained for each in counted) / (end - start),
     }
 

@@ -134,6 +134,17 @@ def plan_for_budget(
     return affordable[-1]
 
 
+def leaner_names(work: BackwardWork, names: Sequence[str]) -> tuple[str, ...] | None:
+    """What a tape keeps when pages are short: of the plans that keep only some of ``names``, in at most half of their
+    pages, the one with least recomputation. None if there is none."""
+    kept = plan_of(work, names)
+    others = [name for name in kept.names if name != "x"]
+    subsets = chain.from_iterable(combinations(others, size) for size in range(len(others)))
+    plans = [plan_of(work, ("x", *subset)) for subset in subsets]
+    within = [plan for plan in plans if 2 * plan.columns <= kept.columns]
+    return min(within, key=lambda p: (p.recompute_flops_per_token, p.columns, len(p.names))).names if within else None
+
+
 def resolve_tape(
     tape: str | Sequence[str],
     work: BackwardWork,

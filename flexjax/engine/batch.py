@@ -81,6 +81,7 @@ class Training:
         adapter: the version its tape pins.
         dropout: LoRA dropout rate, 0 in an evaluation.
         seed: different for every microbatch of every job.
+        lean: its tape keeps only what `Dimensions.lean_tape` says.
         block_starts: [blocks] int32, the first block of the sequence that each block belongs to.
         table: [blocks, columns] int32, the pages of every block: K/V, tape columns.
         finals: [blocks] int32, the places of final hidden states.
@@ -91,6 +92,7 @@ class Training:
     adapter: AdapterVersion
     dropout: float = 0.0
     seed: int = 0
+    lean: bool = False
     block_starts: np.ndarray = field(init=False)
     table: np.ndarray = field(init=False)
     finals: np.ndarray = field(init=False)
@@ -135,7 +137,7 @@ def forward_batch(
     for segment in iteration.prompts:
         fill_prompt(batch, segment, serving[segment.request_id], iteration.layout)
     for segment in iteration.windows:
-        fill_window(batch, segment, training[segment.microbatch], iteration.layout)
+        fill_window(batch, segment, training[segment.microbatch], iteration.layout, dims)
     return packed
 
 
@@ -185,7 +187,7 @@ def fill_prompt(batch, segment: PromptSegment, serving: Serving, layout) -> None
         batch.sample_slot[segment.row] = layout.rows + segment.slot + segment.length - 1
 
 
-def fill_window(batch, segment: WindowSegment, training: Training, layout) -> None:
+def fill_window(batch, segment: WindowSegment, training: Training, layout, dims: Dimensions) -> None:
     first, count = segment.block, tiles_for(segment.length)
     tokens = training.packed.input_ids[first * PAGE_TOKENS : first * PAGE_TOKENS + segment.length]
     batch.tokens[segment.slot : segment.slot + segment.length] = tokens
@@ -195,7 +197,8 @@ def fill_window(batch, segment: WindowSegment, training: Training, layout) -> No
     batch.tile_pages[tiles, : before + count] = np.where(seen, training.table[first - before : first + count, 0], 0)
     batch.tile_adapter[tiles] = training.adapter.index
     batch.final_place[tiles] = training.finals[first : first + count]
-    batch.tape_pages[tiles, : own.shape[1] - KV_COLUMNS] = own[:, KV_COLUMNS:]
+    columns = list(dims.lean_columns) if training.lean else slice(own.shape[1] - KV_COLUMNS)
+    batch.tape_pages[tiles, columns] = own[:, KV_COLUMNS:]
     if layout.dropout:
         batch.dropout_seed[tiles] = training.tile_seed(first + np.arange(count))
         batch.dropout_rate[tiles] = training.dropout
@@ -225,7 +228,7 @@ def loss_batch(dims: Dimensions, training: Training, window: int) -> np.ndarray:
 
 def backward_batch(dims: Dimensions, training: Training, layer: int, window: int) -> np.ndarray:
     """The packed batch of one backward unit."""
-    packed, batch = host_batch(backward_fields(dims))
+    packed, batch = host_batch(backward_fields(dims.lean if training.lean else dims))
     blocks, starts = len(training.table), training.block_starts
     batch.layer[...], batch.start[...] = layer, window * dims.window
     batch.kv_page[:blocks] = training.table[:, 0]

@@ -62,17 +62,23 @@ def calibrate_job(runner: Runner, latency: LatencyModel, name: str) -> None:
     dims, job = runner.programs.dims, runner.jobs[name]
     packed, _ = host_batch(loss_fields(dims))
     latency.calibrate(("loss", dims.window), seconds_of(lambda: runner.loss(job, packed), 2))
-    for start in sorted({0, dims.microbatch - dims.window}):
-        packed, batch = host_batch(backward_fields(dims))
-        first, tiles = start // PAGE_TOKENS, dims.window // PAGE_TOKENS
-        batch.start[...] = start
-        batch.block_start[:] = 0
-        batch.tile_position[:] = start + PAGE_TOKENS * np.arange(tiles)
-        seconds = seconds_of(lambda packed=packed: runner.backward(job, 0, packed), 5)
-        context = PAGE_TOKENS * sum(range(first + 1, first + tiles + 1))
-        latency.calibrate(("backward", dims.window), seconds, context)
+    for lean in [False, True][: 1 + (dims.lean_tape is not None)]:
+        for start in sorted({0, dims.microbatch - dims.window}):
+            packed, context = idle_backward(dims.lean if lean else dims, start)
+            seconds = seconds_of(lambda packed=packed, lean=lean: runner.backward(job, 0, packed, lean), 5)
+            latency.calibrate(("lean_" * lean + "backward", dims.window), seconds, context)
     job.gradients = None
     job.gradients = runner.programs.zeros(gradient_shapes(dims, job.shape.rank, job.shape.modules), "gradients")
+
+
+def idle_backward(dims: Dimensions, start: int) -> tuple[np.ndarray, int]:
+    """A backward window without tokens that begins at a slot of the microbatch, and the positions it attends to."""
+    packed, batch = host_batch(backward_fields(dims))
+    first, tiles = start // PAGE_TOKENS, dims.window // PAGE_TOKENS
+    batch.start[...] = start
+    batch.block_start[:] = 0
+    batch.tile_position[:] = start + PAGE_TOKENS * np.arange(tiles)
+    return packed, PAGE_TOKENS * sum(range(first + 1, first + tiles + 1))
 
 
 def seconds_of(call: Callable, repeats: int = 3) -> float:

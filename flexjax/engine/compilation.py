@@ -49,6 +49,8 @@ def compile_job(programs: Programs, shape: JobShape, optimizer) -> None:
     if own != usual:
         logger.warning("gradients of rank %d take grouped_lora_grad %s; %s has no room", shape.rank, own, usual)
     calls = [(programs.loss, shape), (programs.backward, shape), (programs.update, shape, optimizer)]
+    if programs.dims.lean_tape is not None:
+        calls.append((programs.backward, shape, True))
     with programs.lowering, compilers() as threads:
         finish([threads.submit(*call) for call in (*calls, (programs.publish, shape))])
 

@@ -69,12 +69,14 @@ class SettledMicrobatch:
     Attributes:
         iteration: index of the one in which it ended.
         tokens: that went through the model, padding left out; trained_tokens: that have a loss.
+        lean: its tape kept less, for want of pages.
     """
 
     job: str
     iteration: int
     tokens: int
     trained_tokens: int
+    lean: bool = False
 
 
 def record_of(iteration: Iteration, start: float, seconds: float, serving_seconds: float) -> IterationRecord:

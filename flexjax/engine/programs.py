@@ -162,14 +162,15 @@ class Programs:
         return Blueprint(body, shapes, specs, (gradient_specs(job.modules), P()), donated=(2,))
 
     @looked_up
-    def backward(self, job: JobShape) -> Blueprint:  # layer and window
+    def backward(self, job: JobShape, lean: bool = False) -> Blueprint:  # layer and window
         definition, stacked = self._layer_stack(self.frozen)
-        body = functools.partial(backward_window, definition, self.dims, self.kernels_of(job), job.dropout)
+        dims = self.dims.lean if lean else self.dims
+        body = functools.partial(backward_window, definition, dims, self.kernels_of(job), job.dropout)
         bits = lambda w: jax.ShapeDtypeStruct(w.shape[1:], bits_dtype(w.dtype))
         layer_specs = jax.tree.map(lambda spec: P(*spec[1:]), weight_specs(stacked), is_leaf=is_spec)
         gradients = gradient_shapes(self.dims, job.rank, job.modules)
         master = Master(**adapter_shapes(self.dims, job.rank, job.modules, jnp.float32), optimizer=None)
-        state = (master, pool_shape(self.dims), gradients, self._batch(backward_fields(self.dims)))
+        state = (master, pool_shape(dims), gradients, self._batch(backward_fields(dims)))
         shapes = (jax.tree.map(bits, stacked), *state)
         master_spec = Master(**factor_specs(job.modules), optimizer=None)
         specs = (layer_specs, master_spec, POOL_SPEC, gradient_specs(job.modules), P())

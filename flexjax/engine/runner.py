@@ -192,7 +192,7 @@ class Runner:
             flight.losses.append((unit, flight.fence))
         elif unit.kind is UnitKind.BACKWARD:
             batch = backward_batch(self.programs.dims, training, unit.layer, unit.window)
-            flight.fence = self.backward(job, unit.layer, batch)
+            flight.fence = self.backward(job, unit.layer, batch, training.lean)
         else:
             flight.fence = flight.norms[unit.job] = self.update(job, learning_rates[unit.job])
         return flight.fence
@@ -202,8 +202,8 @@ class Runner:
         job.gradients, loss = program(self.weights, self.pool, job.gradients, batch)
         return loss
 
-    def backward(self, job: DeviceJob, layer: int, batch: np.ndarray) -> jax.Array:
-        program = self.programs.backward(job.shape)
+    def backward(self, job: DeviceJob, layer: int, batch: np.ndarray, lean: bool = False) -> jax.Array:
+        program = self.programs.backward(job.shape, *[True] * lean)
         master = Master(job.master.a, job.master.b, None)
         job.gradients, fence = program(self.layers[layer], master, self.pool, job.gradients, batch)
         return fence

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import jax.numpy as jnp
 
-from flexjax.compiler.rematerialization import all_plans, backward_work, resolve_tape
+from flexjax.compiler.rematerialization import all_plans, backward_work, leaner_names, resolve_tape
 from flexjax.config import EngineConfig
 from flexjax.engine.calibration import calibrate_forward
 from flexjax.engine.compilation import compile_layouts
@@ -31,7 +31,9 @@ from flexjax.weights.source import ModelSource
 logger = logging.getLogger(__name__)
 
 def dimensions_of(config: EngineConfig, model: ModelConfig, tape: tuple[str, ...]) -> Dimensions:
-    """Every number that decides an array shape, but the pages; ``config`` is resolved."""
+    """Every number that decides an array shape, but the pages; ``config`` is resolved. Where it names what tapes keep,
+    they keep no less."""
+    work = backward_work(model, MODULES, dtype_of(config.dtype), tp=config.tp, mean_context=config.max_model_len // 2)
     return Dimensions(
         model=model,
         dtype=dtype_of(config.dtype),
@@ -44,6 +46,7 @@ def dimensions_of(config: EngineConfig, model: ModelConfig, tape: tuple[str, ...
         window=config.backward_window,
         tape=tape,
         tp=config.tp,
+        lean_tape=leaner_names(work, tape) if config.tape == "auto" else None,
     )
 
 

@@ -133,37 +133,55 @@ class Trainer:
             self._finish_if_done(job)  # its last checkpoint may have been of its last step
 
     def _offer_microbatch(self, job: Job, packed: PackedMicrobatch) -> None:
-        dims, device_job = self.runner.programs.dims, self.runner.jobs[job.name]
-        self._next_id += 1
-        microbatch = Microbatch(
-            id=self._next_id,
-            job=job.name,
-            lengths=packed.lengths,
-            window=dims.window,
-            layers=dims.model.num_layers,
-            lowest_layer=0 if packed.evaluation else lowest_adapted_layer(job.adapter),
-            pages_per_block=KV_COLUMNS if packed.evaluation else dims.pages_per_block,
-            closes_group=packed.closes_group,
-            finals_per_page=dims.finals_per_page,
-            evaluation=packed.evaluation,
-            adapter_version=device_job.version.version,
-            dropout=device_job.shape.dropout and not packed.evaluation,
-        )
         try:
-            if not self.scheduler.try_add_microbatch(microbatch):
-                return
+            choices = self._choices(job, packed)
+            microbatch = next((each for each in choices if self.scheduler.try_add_microbatch(each)), None)
         except ValueError as error:  # it could never run
             job.run.fail(str(error), step=packed.step + 1, lines=packed.lines)
             self._finish_if_done(job)
+            return
+        if microbatch is None:
             return
         job.current.append(microbatch)
         job.packed[microbatch.id] = packed
         self.training[microbatch.id] = Training(
             packed,
             self.scheduler.microbatch_pages(microbatch.id),
-            self.tier.table.pin(device_job.version),
+            self.tier.table.pin(self.runner.jobs[job.name].version),
             dropout=0.0 if packed.evaluation else job.run.job.dropout,
             seed=hash((job.run.job.seed, packed.step, packed.index)) & 0xFFFFFFFF,
+            lean=microbatch.lean,
+        )
+
+    def _choices(self, job: Job, packed: PackedMicrobatch) -> list[Microbatch]:
+        """As rich a tape as there are pages for: a lean one only if a job with nothing on its way would have to wait
+        for the other, or would wait for ever."""
+        dims, rich = self.runner.programs.dims, self._microbatch(job, packed, lean=False)
+        if packed.evaluation or dims.lean_tape is None:
+            return [rich]
+        lean = self._microbatch(job, packed, lean=True)
+        if rich.pages > dims.pages:
+            return [lean]
+        return [rich] if job.packed else [rich, lean]
+
+    def _microbatch(self, job: Job, packed: PackedMicrobatch, lean: bool) -> Microbatch:
+        dims, device_job = self.runner.programs.dims, self.runner.jobs[job.name]
+        self._next_id += 1
+        columns = (dims.lean if lean else dims).pages_per_block
+        return Microbatch(
+            id=self._next_id,
+            job=job.name,
+            lengths=packed.lengths,
+            window=dims.window,
+            layers=dims.model.num_layers,
+            lowest_layer=0 if packed.evaluation else lowest_adapted_layer(job.adapter),
+            pages_per_block=KV_COLUMNS if packed.evaluation else columns,
+            closes_group=packed.closes_group,
+            finals_per_page=dims.finals_per_page,
+            evaluation=packed.evaluation,
+            adapter_version=device_job.version.version,
+            dropout=device_job.shape.dropout and not packed.evaluation,
+            lean=lean,
         )
 
     def learning_rates(self, iteration: Iteration) -> dict[str, float]:
@@ -238,12 +256,12 @@ class Trainer:
         self.tier.table.unpin(training.adapter)
         job = next(job for job in self._unended if identifier in job.packed)
         with self._faults_of(job):
-            self._record(job, job.packed.pop(identifier), iteration)
+            self._record(job, job.packed.pop(identifier), iteration, training.lean)
 
-    def _record(self, job: Job, packed: PackedMicrobatch, iteration: int) -> None:
+    def _record(self, job: Job, packed: PackedMicrobatch, iteration: int, lean: bool) -> None:
         if not packed.evaluation:
             trained = sum(each.trained_tokens for each in packed.examples)
-            self.settled.append(SettledMicrobatch(job.name, iteration, packed.tokens, trained))
+            self.settled.append(SettledMicrobatch(job.name, iteration, packed.tokens, trained, lean))
         if not packed.closes_group or job.run.status.final:
             return
         loss = sum(job.losses.values())

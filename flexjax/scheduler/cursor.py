@@ -29,6 +29,7 @@ class Microbatch:
         evaluation: only the loss is wanted; nothing follows the loss windows.
         adapter_version: that makes the tape.
         dropout: LoRA dropout is applied, so the forward step needs a layout with it.
+        lean: its tape keeps less, for want of pages.
 
     Raises:
         ValueError: a field is outside its range.
@@ -46,6 +47,7 @@ class Microbatch:
     evaluation: bool = False
     adapter_version: int = 0
     dropout: bool = False
+    lean: bool = False
 
     def __post_init__(self):
         if not self.lengths or min(self.lengths) < 1:
@@ -93,7 +95,8 @@ class Microbatch:
 
     def backward_unit(self, layer: int, window: int) -> Unit:
         """The unit of one layer and window."""
-        return Unit(UnitKind.BACKWARD, self.job, self.id, layer, window, self.window, self.window_context[window])
+        context = self.window_context[window]
+        return Unit(UnitKind.BACKWARD, self.job, self.id, layer, window, self.window, context, self.lean)
 
     @cached_property
     def window_context(self) -> tuple[int, ...]:

@@ -13,8 +13,11 @@ from flexjax.scheduler.output import Iteration
 GUESSED_UPDATE_SECONDS = 1e-3
 """Stands in until something was measured; the first observations replace it."""
 
-PROGRAMS = ("forward", "loss", "backward", "update")
+PROGRAMS = ("forward", "loss", "backward", "lean_backward", "update")
 """Kinds of terms that are compiled programs; the others are prices of a position in them."""
+
+SPANS = {"backward": "span", "lean_backward": "lean_span"}
+"""Of programs whose time grows with the positions that their window attends to, the kind of a position's price."""
 
 SMALLEST_SECONDS = 1e-9
 SMALLEST_SPREAD = 0.02
@@ -80,7 +83,8 @@ class LatencyModel:
         """Takes a measurement of one program alone; several of the same program are fitted together.
 
         Args:
-            key: ("forward", SlotLayout), ("loss", window), ("backward", window) or ("update",).
+            key: ("forward", SlotLayout), ("loss", window), ("backward", window), ("lean_backward", window) or
+                ("update",).
             context_tokens, tile_context: as in ``Iteration``, or the first as in ``Unit``. Two different ones determine
                 a price per position, and a layout's own for tiles if their share differs.
         """
@@ -92,8 +96,8 @@ class LatencyModel:
         found = {key: max(base, SMALLEST_SECONDS)}
         if key[0] == "forward":
             found |= {("rows", key[1]): rows, ("tiles", key[1]): tiles}
-        elif key[0] == "backward":
-            found["span", key[1]] = rows
+        elif key[0] in SPANS:
+            found[SPANS[key[0]], key[1]] = rows
         self.prices |= found
         self._calibrated |= found
         self._guessed.clear()

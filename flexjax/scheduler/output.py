@@ -79,6 +79,7 @@ class Unit:
         window: index on the grid of the microbatch axis; -1 for an update.
         slots: length of the window, 0 for an update.
         context: key positions that the window's tiles attend to, of a backward unit.
+        lean: its tape keeps less, so that it recomputes more.
     """
 
     kind: UnitKind
@@ -88,16 +89,20 @@ class Unit:
     window: int = -1
     slots: int = 0
     context: int = 0
+    lean: bool = False
 
     @property
     def program(self) -> tuple:
         """Key of the compiled program in the latency model."""
-        return (str(self.kind),) if self.kind is UnitKind.UPDATE else (str(self.kind), self.slots)
+        if self.kind is UnitKind.UPDATE:
+            return (str(self.kind),)
+        return ("lean_" * self.lean + self.kind, self.slots)
 
     @property
     def work(self) -> dict[tuple, int]:
         """Amount of each term of the latency model."""
-        return {self.program: 1} | ({("span", self.slots): self.context} if self.context else {})
+        span = "lean_" * self.lean + "span"
+        return {self.program: 1} | ({(span, self.slots): self.context} if self.context else {})
 
 
 @dataclass(frozen=True)

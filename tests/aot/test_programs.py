@@ -45,6 +45,7 @@ PROGRAMS = {
     "taped with dropout": lambda programs: programs.forward(SlotLayout(64, 2048, tape=True, dropout=True)),
     "loss": lambda programs: programs.loss(JOB),
     "backward": lambda programs: programs.backward(JOB),
+    "lean backward": lambda programs: programs.backward(JOB, True),
     "publish": lambda programs: programs.publish(JOB),
     "update": lambda programs: programs.update(JOB, OptimizerSpec()),
 }
@@ -65,6 +66,7 @@ def programs(plugin) -> Programs:
         microbatch=8192,
         window=2048,
         tape=("x", "mid", "attention"),
+        lean_tape=("x",),
     )
     return Programs(definition, weights, dims, KERNELS, Mesh(np.array([h100()]), (TP_AXIS,)))
 

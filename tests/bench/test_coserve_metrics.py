@@ -92,17 +92,19 @@ def test_tokens_count_when_they_come():
 def test_useful_tokens_count_once_when_their_backward_pass_ends():
     """Iterations of 1 s; microbatches of 100, 60 and 10 tokens end in iterations 4, 6 and 6; the one that is to end in
     iteration 9 has not."""
-    settled = [SettledMicrobatch("job", *each) for each in ((4, 100, 90), (6, 60, 60), (6, 10, 1), (9, 500, 500))]
+    settled = [SettledMicrobatch("job", *each) for each in ((4, 100, 90), (6, 60, 60), (6, 10, 1, True), (9, 500, 500))]
     useful = useful_tokens(settled, {index: index + 1.0 for index in range(8)})
-    assert useful == [Useful(5.0, 100, 90), Useful(7.0, 60, 60), Useful(7.0, 10, 1)]
+    assert useful == [Useful(5.0, 100, 90), Useful(7.0, 60, 60), Useful(7.0, 10, 1, lean=True)]
     found = finetune_metrics(useful, 5.0, 9.0)  # what ends at the beginning belongs to the time before
-    assert found == {"finetune_tokens_per_s": 70 / 4, "finetune_loss_tokens_per_s": 61 / 4}
+    rates = {"finetune_tokens_per_s": 70 / 4, "finetune_loss_tokens_per_s": 61 / 4}
+    assert found == {**rates, "finetune_lean_share": 10 / 70}
     assert finetune_metrics(useful, 4.0, 6.0)["finetune_tokens_per_s"] == 50
 
 
 def test_finetuning_alone_counts_from_one_end_to_another():
     useful = [Useful(1.0, 70, 7), Useful(3.0, 50, 5), Useful(5.0, 30, 3)]
-    assert steady_finetune_metrics(useful) == {"finetune_tokens_per_s": 20, "finetune_loss_tokens_per_s": 2}
+    rates = {"finetune_tokens_per_s": 20, "finetune_loss_tokens_per_s": 2}
+    assert steady_finetune_metrics(useful) == {**rates, "finetune_lean_share": 0}
     with pytest.raises(RuntimeError, match="1 microbatches.*alone_seconds"):
         steady_finetune_metrics(useful[:1])
 

@@ -30,7 +30,9 @@ from tests.ladder import LLAMA
 
 ROWS, MICROBATCH, WINDOW = 4, 256, 128
 LAYOUTS = (SlotLayout(ROWS), SlotLayout(ROWS, 128, tape=True))
-DIMS = SimpleNamespace(window=WINDOW, model=LLAMA, pages_per_block=2, finals_per_page=4, microbatch=MICROBATCH)
+DIMS = SimpleNamespace(
+    window=WINDOW, model=LLAMA, pages_per_block=2, finals_per_page=4, microbatch=MICROBATCH, lean_tape=None
+)
 POLICIES = {
     "flat_out": {"units": 3},
     "fixed_budget": {"finetune_tokens": 64, "backward_units": 1},
