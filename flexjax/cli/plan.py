@@ -33,12 +33,15 @@ def run(arguments: argparse.Namespace) -> int:
     dtype = dtype_of(config.dtype)
     weight_bytes = nbytes(abstract_decoder(model, dtype, config.tp)[1]) // config.tp
     tape = tape_of(config, model, weight_bytes)
-    memory = plan_pages(config, dimensions_of(config, model, tape), weight_bytes, temporaries=0)
+    dims = dimensions_of(config, model, tape)
+    memory = plan_pages(config, dims, weight_bytes, temporaries=0)
     work = backward_work(model, modules, dtype, tp=config.tp, rank=rank, mean_context=config.max_model_len // 2)
     sections = {
         "Memory of one device": str(memory),
         "Pruning: what the gradients of the adapters need": f"{work.interior}\n\n{work.lowest}",
-        "Rematerialization: plans for the tape, leanest first; * is taken": tape_plans(work, tape),
+        "Rematerialization: plans for the tape, leanest first; * is taken, - where pages are short": tape_plans(
+            work, tape, dims.lean_tape
+        ),
         "Parallelization": str(parallel_plan(model, modules, dtype, tp=config.tp, rank=rank)),
     }
     print("\n\n".join(f"== {title} ==\n{text}" for title, text in sections.items()))
@@ -57,10 +60,10 @@ def adapter_rank(chosen: int | None, settings: Settings) -> int:
     return chosen or max((job.rank for job in settings.jobs), default=DEFAULT_RANK)
 
 
-def tape_plans(work: BackwardWork, tape: tuple[str, ...]) -> str:
-    """Every plan that no other beats, and the one that the engine takes, marked with an asterisk."""
-    chosen, plans = plan_of(work, tape), all_plans(work)
-    if chosen not in plans:
-        plans = (*plans, chosen)
-    marked = [f"{'*' if plan == chosen else ' '} {plan}" for plan in plans]
+def tape_plans(work: BackwardWork, tape: tuple[str, ...], lean: tuple[str, ...] | None) -> str:
+    """Every plan that no other beats, and those that the engine takes, marked with an asterisk and a dash."""
+    marks = {plan_of(work, tape): "*"} | ({} if lean is None else {plan_of(work, lean): "-"})
+    plans = all_plans(work)
+    plans = sorted([*plans, *(plan for plan in marks if plan not in plans)], key=lambda plan: plan.columns)
+    marked = [f"{marks.get(plan, ' ')} {plan}" for plan in plans]
     return "\n".join([f"  {PLAN_HEADER}", *marked])

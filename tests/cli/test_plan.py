@@ -43,6 +43,7 @@ def test_pruning_needs_no_attention_for_an_adapter_behind_it(printed):
 def test_one_plan_is_taken(printed):
     plans = section(printed, "Rematerialization").splitlines()[1:]
     assert sum(line.startswith("*") for line in plans if line) == 1
+    assert sum(line.startswith("-") for line in plans if line) == 1
     assert plans[0].split()[-1] == "x"
 
 
