@@ -14,13 +14,14 @@ from flexjax.bench.coserve_denominators import measure_alone, measure_capacity, 
 from flexjax.bench.coserve_engine import CoserveSetup
 from flexjax.bench.coserve_metrics import (
     finetune_metrics,
+    job_metrics,
     milliseconds,
     output_rate,
     prediction_metrics,
     request_metrics,
 )
 from flexjax.bench.coserve_plan import ALONE as ALONE_POLICY
-from flexjax.bench.coserve_plan import INFERENCE, PARTITION, CoservePlan, read_coserve_plan
+from flexjax.bench.coserve_plan import INFERENCE, JOB, PARTITION, CoservePlan, read_coserve_plan
 from flexjax.bench.coserve_results import ALONE, CAPACITY, missing_lines, ratios
 from flexjax.bench.coserve_run import Outcome
 from flexjax.bench.coserve_session import CoserveSession, session
@@ -111,6 +112,8 @@ def run_metrics(run: CoserveSession, outcome: Outcome) -> dict[str, float]:
     metrics |= {"requests_per_s": trace.rate, "output_tokens_per_s": output_rate(outcome.requests, *span)}
     if plan.policy != INFERENCE:
         metrics |= finetune_metrics(outcome.useful, *span)
+        if plan.more_jobs:
+            metrics |= job_metrics(outcome.useful, [JOB, *plan.more_jobs], *span)
     metrics |= {"preemptions": outcome.preemptions, **prediction_metrics(counted), "sm_clock_mhz": outcome.mhz}
     metrics["handover_late_ms_p99"] = milliseconds("late", outcome.late)["late_ms_p99"]
     return metrics | memory_metrics(run.engine, outcome.pool)

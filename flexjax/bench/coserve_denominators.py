@@ -24,8 +24,8 @@ def measure_alone(setup: CoserveSetup, out: Path, show) -> Path:
     """Finetuning that has the engine to itself; the file of results."""
     plan = setup.plan
     with session(setup, ALONE_POLICY, out, show) as run:
-        job = setup.job(run.engine.model.vocab_size)
-        useful, mhz = finetune_alone(run.engine, job, plan.alone_warmup, plan.alone_seconds)
+        jobs = setup.jobs(run.engine.model.vocab_size)
+        useful, mhz = finetune_alone(run.engine, jobs, plan.alone_warmup, plan.alone_seconds)
         found = steady_finetune_metrics(useful)
         metrics = {ALONE: found["finetune_tokens_per_s"], **found, "sm_clock_mhz": mhz}
         seconds, file = useful[-1].at - useful[0].at, run.results.alone_file

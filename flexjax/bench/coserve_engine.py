@@ -1,13 +1,13 @@
 """CoserveSetup: the engine, the finetuning job and the prompts of a plan. It replays nothing."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from flexjax.bench.coserve_plan import CoservePlan
+from flexjax.bench.coserve_plan import JOB, CoservePlan
 from flexjax.bench.coserve_trace import Trace
 from flexjax.bench.replay import ReplayedRequest
 from flexjax.bench.step_model import write_model
@@ -21,7 +21,6 @@ from flexjax.finetuning.job import FinetuneJob
 from flexjax.layout import PAGE_TOKENS, tiles_for
 from flexjax.state import padded_rank
 
-JOB = "coserve"
 EPOCHS = 1000
 """More than any run holds; the job is cancelled."""
 
@@ -63,8 +62,12 @@ class CoserveSetup:
         self._check_lengths(config)
         return config
 
-    def job(self, vocabulary: int) -> FinetuneJob:
-        """A job that goes on for ever, with real updates."""
+    def jobs(self, vocabulary: int) -> list[FinetuneJob]:
+        """Jobs that go on for ever, with real updates."""
+        first = self._first_job(vocabulary)
+        return [first, *(replace(first, name=name, **own) for name, own in self.plan.more_jobs.items())]
+
+    def _first_job(self, vocabulary: int) -> FinetuneJob:
         return FinetuneJob(
             name=JOB,
             data=finetuning_rows(self.lengths, vocabulary, self.plan.trained_share),
@@ -79,16 +82,17 @@ class CoserveSetup:
         )
 
     def _needed(self, own: Mapping[str, Any]) -> dict[str, Any]:
-        """Lengths, and places for the adapters served and the one trained."""
-        plan, adapters = self.plan, self.plan.adapters + 1
+        """Lengths, and places for the adapters served and those trained."""
+        plan, jobs = self.plan, 1 + len(self.plan.more_jobs)
+        ranks = [plan.rank] * (plan.adapters + 1) + [own.get("rank", plan.rank) for own in plan.more_jobs.values()]
         window = own.get("backward_window", EngineConfig.backward_window)
         longest = max(max(self.lengths), self.trace.longest if self.trace else 0)
         return {
             "max_model_len": tiles_for(longest) * PAGE_TOKENS,
             "microbatch_tokens": -(-max(self.lengths) // window) * window,
-            "max_adapters": adapters,
-            "adapter_rank_capacity": adapters * padded_rank(plan.rank),
-            "max_running_jobs": 1,
+            "max_adapters": len(ranks),
+            "adapter_rank_capacity": sum(map(padded_rank, ranks)),
+            "max_running_jobs": jobs,
             f"{plan.objective}_objective_ms": plan.objective_ms,
             "ttft_objective_ms": plan.ttft_objective_ms,
         }

@@ -127,12 +127,14 @@ class Useful:
     tokens: int
     trained: int
     lean: bool = False
+    job: str = ""
 
 
 def useful_tokens(settled: Iterable[SettledMicrobatch], ends: Mapping[int, float]) -> list[Useful]:
     """With ``ends``, the time at which each iteration ended, by its index. One that is not known yet is left out."""
     known = [each for each in settled if each.iteration in ends]
-    return [Useful(ends[each.iteration], each.tokens, each.trained_tokens, each.lean) for each in known]
+    of = lambda each: (each.tokens, each.trained_tokens, each.lean, each.job)
+    return [Useful(ends[each.iteration], *of(each)) for each in known]
 
 
 def finetune_metrics(useful: Sequence[Useful], start: float, end: float) -> dict[str, float]:
@@ -144,6 +146,12 @@ def finetune_metrics(useful: Sequence[Useful], start: float, end: float) -> dict
         "finetune_tokens_per_s": tokens / (end - start),
         "finetune_loss_tokens_per_s": sum(each.trained for each in counted) / (end - start),
     }
+
+
+def job_metrics(useful: Sequence[Useful], names: Iterable[str], start: float, end: float) -> dict[str, float]:
+    """Of each job, the tokens per second that `finetune_metrics` has of all."""
+    rate = lambda name: finetune_metrics([each for each in useful if each.job == name], start, end)
+    return {f"finetune_tokens_per_s_{name}": rate(name)["finetune_tokens_per_s"] for name in names}
 
 
 def steady_finetune_metrics(useful: Sequence[Useful]) -> dict[str, float]:

@@ -28,6 +28,13 @@ ALONE, INFERENCE, PARTITION = "finetune_only", "inference_only", "static_partiti
 CHOICES = tuple(dict.fromkeys([*POLICIES, *ALTERNATIVES, PARTITION]))
 
 
+JOB = "coserve"
+"""Name of the first finetuning job."""
+
+JOB_FIELDS = ("rank", "target_modules", "weight")
+"""What further jobs may have for themselves."""
+
+
 @dataclass(frozen=True)
 class Recorded:
     """A trace made of recorded arrivals and lengths; see `recorded_trace`."""
@@ -58,6 +65,8 @@ class CoservePlan:
         shape, layers: as in `StepPlan`, unless [engine] names a model.
         adapters: served; row i of the trace asks adapter i modulo their number. 0: all ask the base model.
         target_modules, rank: of the adapter that is trained, and the rank of those served.
+        more_jobs: jobs beside the first, by name: what of ``target_modules``, ``rank`` and ``weight`` they have for
+            themselves. All train on the same sequences.
         lengths: file of the workloads with a length of a finetuning sequence in each line; longest: cut off there.
         trained_share: of each sequence, from its end, that has a loss.
         batch_sequences, batch_tokens: of an optimizer step; one of them is given. With 1, one sequence at a time.
@@ -96,11 +105,13 @@ class CoservePlan:
     capacity_seconds: float = 40.0
     capacity_precision: float = 1.05
     capacity_budget: float = 400.0
+    more_jobs: Mapping[str, Mapping] = field(default_factory=dict)
     engines: Mapping[str, Mapping] = field(default_factory=dict)
 
     def __post_init__(self):
         check_types(self)
         ordered_modules(self.target_modules)
+        self._check_jobs()
         for name in ("objective_ms", "ttft_objective_ms", "seconds", "drain_seconds", "alone_seconds"):
             check_range(self, name, 0.0, open_low=True)
         for name in ("capacity_from", "capacity_seconds", "capacity_budget"):
@@ -114,6 +125,13 @@ class CoservePlan:
         check_range(self, "trained_share", 0.0, 1.0, open_low=True)
         check_range(self, "capacity_precision", 1.0, open_low=True)
         self._check_names()
+
+    def _check_jobs(self) -> None:
+        for name, own in self.more_jobs.items():
+            if unknown := sorted(set(own) - set(JOB_FIELDS)):
+                raise ConfigError(f"job {name!r} of more_jobs has {', '.join(unknown)}; it may have {JOB_FIELDS}")
+            if name == JOB:
+                raise ConfigError(f"more_jobs has a job {name!r}, which is the name of the first")
 
     def _check_names(self) -> None:
         for name in (self.policy, *self.policy_options, *self.engines):

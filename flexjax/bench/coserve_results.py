@@ -15,7 +15,7 @@ CAPACITY, ALONE = "capacity_requests_per_s", "alone_finetune_tokens_per_s"
 
 DECIDES = {
     CAPACITY: ("objective", "objective_ms", "ttft_objective_ms", "adapters", "rank"),
-    ALONE: ("target_modules", "rank", "lengths", "longest", "batch_sequences", "batch_tokens"),
+    ALONE: ("target_modules", "rank", "lengths", "longest", "batch_sequences", "batch_tokens", "more_jobs"),
 }
 """Fields of the plan that a denominator depends on."""
 

@@ -63,53 +63,54 @@ class TraceRun:
     show: Callable[[str], None]
     hopeless: Callable[[Sequence[ReplayedRequest]], bool] = lambda requests: False
 
-    def run(self, job: FinetuneJob | None) -> Outcome:
-        """Replay the trace until its last request has ended; the job, if there is one, goes on that long.
+    def run(self, jobs: Sequence[FinetuneJob]) -> Outcome:
+        """Replay the trace until its last request has ended; the jobs, if there are any, go on that long.
 
         Raises:
-            RuntimeError: the engine or the job failed.
+            RuntimeError: the engine or a job failed.
         """
         loop, preempted = self.engine.loop, self.engine.scheduler.statistics.preemptions
         first = loop.records[-1].index + 1 if loop.records else 0
         times = [row.due for row in self.trace.rows]
         replay = Replay(self.feed.submit, self.engine.cancel, times, self.trace.rows, loop.clock)
-        handle = None if job is None else begin(self.engine, job)
+        handles = begin(self.engine, jobs)
         try:
             with PoolWatch(self.engine) as pool:
-                mhz = self._replay(replay, handle)
+                mhz = self._replay(replay, handles)
         finally:
             replay.abort()
-            if handle is not None:
+            for handle in handles:
                 with contextlib.suppress(ConfigError):  # it failed, which is told below or above
                     handle.cancel()
         preempted = self.engine.scheduler.statistics.preemptions - preempted
         return self._outcome(replay, first, pool.samples, preempted, mhz)
 
-    def _replay(self, replay: Replay, handle: FinetuneHandle | None) -> float | None:
+    def _replay(self, replay: Replay, handles: list[FinetuneHandle]) -> float | None:
         """Mean SM clock from ``count_from`` to the last arrival."""
         replay.start()
-        going = self._until(replay, handle, lambda elapsed: elapsed >= self.count_from)
+        going = self._until(replay, handles, lambda elapsed: elapsed >= self.count_from)
         with clock_watch() as clock:
-            going = going and self._until(replay, handle, lambda elapsed: len(replay.requests) == len(self.trace.rows))
+            sent = lambda elapsed: len(replay.requests) == len(self.trace.rows)
+            going = going and self._until(replay, handles, sent)
         last = self.trace.seconds + self.drain_seconds
         if going:
-            self._until(replay, handle, lambda elapsed: elapsed > last or replay.done == len(self.trace.rows))
+            self._until(replay, handles, lambda elapsed: elapsed > last or replay.done == len(self.trace.rows))
         return clock.mean_mhz
 
-    def _until(self, replay: Replay, handle: FinetuneHandle | None, reached: Callable[[float], bool]) -> bool:
+    def _until(self, replay: Replay, handles: list[FinetuneHandle], reached: Callable[[float], bool]) -> bool:
         """Wait; False if there is no hope."""
         shown = self._elapsed(replay)
         while not reached(elapsed := self._elapsed(replay)):
             if self.hopeless(replay.requests):
                 return False
-            require_sound(replay.requests, handle)
+            require_sound(replay.requests, handles)
             if elapsed - shown >= SHOWN_EVERY:
                 shown = elapsed
-                useful = sum(each.tokens for each in list(self.engine.trainer.settled)) if handle else 0
+                useful = sum(each.tokens for each in list(self.engine.trainer.settled)) if handles else 0
                 counts = f"{replay.waiting} wait, {replay.running} run, {replay.done} of {len(self.trace.rows)} done"
                 self.show(f"  {elapsed:.0f} s: {counts}; {useful:,} finetuning tokens so far")
             time.sleep(POLL_SECONDS)
-        require_sound(replay.requests, handle)
+        require_sound(replay.requests, handles)
         return True
 
     def _elapsed(self, replay: Replay) -> float:
@@ -134,27 +135,28 @@ class TraceRun:
         )
 
 
-def begin(engine: Engine, job: FinetuneJob) -> FinetuneHandle:
-    """Start a job and wait until its first microbatch has ended: until then its programs are timed and warmed up.
+def begin(engine: Engine, jobs: Sequence[FinetuneJob]) -> list[FinetuneHandle]:
+    """Start jobs and wait until a microbatch of each has ended: until then their programs are timed and warmed up.
 
     Raises:
-        RuntimeError: the job ended.
+        RuntimeError: a job ended.
     """
-    before, handle = len(engine.trainer.settled), engine.finetune(job)
-    while len(engine.trainer.settled) == before:
-        require_sound((), handle)
+    before, handles = len(engine.trainer.settled), [engine.finetune(job) for job in jobs]
+    while {job.name for job in jobs} - {each.job for each in list(engine.trainer.settled)[before:]}:
+        require_sound((), handles)
         time.sleep(POLL_SECONDS)
-    return handle
+    return handles
 
 
-def require_sound(requests: Sequence[ReplayedRequest], handle: FinetuneHandle | None) -> None:
-    """Raises RuntimeError if the engine's thread died or the job ended."""
+def require_sound(requests: Sequence[ReplayedRequest], handles: Sequence[FinetuneHandle]) -> None:
+    """Raises RuntimeError if the engine's thread died or a job ended."""
     outputs = (each.output for each in list(requests))
     error = next((each.error for each in outputs if each is not None and each.error is not None), None)
     if error is not None:
         raise RuntimeError(f"the engine failed: {error}")
-    if handle is not None and JobStatus(handle.status).final:
-        raise RuntimeError(f"the job {handle.name!r} is {handle.status} before the run's end: {handle.error}")
+    for handle in handles:
+        if JobStatus(handle.status).final:
+            raise RuntimeError(f"the job {handle.name!r} is {handle.status} before the run's end: {handle.error}")
 
 
 def felt_by(row: TraceRow, request: ReplayedRequest | None) -> Felt:
@@ -166,23 +168,24 @@ def felt_by(row: TraceRow, request: ReplayedRequest | None) -> Felt:
 
 
 def finetune_alone(
-    engine: Engine, job: FinetuneJob, warmup: float, seconds: float
+    engine: Engine, jobs: Sequence[FinetuneJob], warmup: float, seconds: float
 ) -> tuple[list[Useful], float | None]:
-    """Run a job that has the engine to itself; what ended in ``seconds`` after ``warmup``, and the mean SM clock."""
-    loop, handle = engine.loop, begin(engine, job)
-    wait(handle, warmup)
+    """Run jobs that have the engine to themselves; what ended in ``seconds`` after ``warmup``; mean SM clock."""
+    loop, handles = engine.loop, begin(engine, jobs)
+    wait(handles, warmup)
     start = loop.clock() - loop.started
     with clock_watch() as clock:
-        wait(handle, seconds)
+        wait(handles, seconds)
     ends = {each.index: each.end for each in list(loop.records)}
     useful = useful_tokens(list(engine.trainer.settled), ends)
-    handle.cancel()
+    for handle in handles:
+        handle.cancel()
     return [each for each in useful if each.at >= start], clock.mean_mhz
 
 
-def wait(handle: FinetuneHandle, seconds: float) -> None:
-    """Raises RuntimeError if the job ends meanwhile."""
+def wait(handles: Sequence[FinetuneHandle], seconds: float) -> None:
+    """Raises RuntimeError if a job ends meanwhile."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        require_sound((), handle)
+        require_sound((), handles)
         time.sleep(POLL_SECONDS)

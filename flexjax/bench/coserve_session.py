@@ -47,7 +47,7 @@ class CoserveSession:
         self._warm_up()
         feed = Feed(self.engine, trace, self.adapters, seed)
         fields = {"count_from": plan.count_from, "drain_seconds": plan.drain_seconds, "show": self.show, **changed}
-        made = self.setup.job(self.engine.model.vocab_size) if job else None
+        made = self.setup.jobs(self.engine.model.vocab_size) if job else []
         return TraceRun(self.engine, trace, feed, **fields).run(made)
 
     def _warm_up(self) -> None:

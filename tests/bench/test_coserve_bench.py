@@ -208,6 +208,29 @@ def test_time_slices_too(folder, config, tmp_path):
     assert found["engine"]["policy_options"] == {"n": 64} and found["metrics"]["finetune_tokens_per_s"] > 0
 
 
+def test_several_jobs_share_the_room_by_their_weights(folder, config, tmp_path):
+    """Of four requests each adapter is asked by two; the second job is another adapter's, and weighs twice as much."""
+    jobs = '[bench.more_jobs.second]\nrank = 8\ntarget_modules = ["down_proj"]\nweight = 2.0'
+    assert run_coserve_bench(config(bench=jobs), folder, tmp_path, adapters=2) == 0
+    found = json.loads((tmp_path / "coserve_tiny_even_r17_2s_co_serve.json").read_text())
+    first, second = (found["metrics"][f"finetune_tokens_per_s_{name}"] for name in ("coserve", "second"))
+    assert first + second == pytest.approx(found["metrics"]["finetune_tokens_per_s"])
+    assert 1.4 < second / first < 2.8
+    assert found["engine"]["max_running_jobs"] == 2 and found["engine"]["max_adapters"] == 4
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("[bench.more_jobs.coserve]", "has a job 'coserve', which is the name of the first"),
+        ("[bench.more_jobs.b]\nepochs = 2", r"job 'b' of more_jobs has epochs; it may have \('rank', 'target_modules'"),
+    ],
+)
+def test_jobs_that_cannot_be_are_refused(config, table, message):
+    with pytest.raises(ConfigError, match=message):
+        read_coserve_plan(config(bench=table))
+
+
 def test_an_objective_that_nobody_can_hold(folder, config, tmp_path):
     assert run_coserve_bench(config(), folder, tmp_path, policy="inference_only", objective_ms=0.001) == 0
     found = json.loads((tmp_path / "coserve_tiny_even_r17_2s_inference_only.json").read_text())

@@ -94,7 +94,7 @@ def test_useful_tokens_count_once_when_their_backward_pass_ends():
     iteration 9 has not."""
     settled = [SettledMicrobatch("job", *each) for each in ((4, 100, 90), (6, 60, 60), (6, 10, 1, True), (9, 500, 500))]
     useful = useful_tokens(settled, {index: index + 1.0 for index in range(8)})
-    assert useful == [Useful(5.0, 100, 90), Useful(7.0, 60, 60), Useful(7.0, 10, 1, lean=True)]
+    assert useful == [Useful(5.0, 100, 90, job="job"), Useful(7.0, 60, 60, job="job"), Useful(7.0, 10, 1, True, "job")]
     found = finetune_metrics(useful, 5.0, 9.0)  # what ends at the beginning belongs to the time before
     rates = {"finetune_tokens_per_s": 70 / 4, "finetune_loss_tokens_per_s": 61 / 4}
     assert found == {**rates, "finetune_lean_share": 10 / 70}
