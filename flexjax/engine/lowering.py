@@ -91,7 +91,8 @@ class LoweringProcesses:
         if not self._users or not self._count:
             return None
         with self:
-            self._start()
+            if not self._start():
+                return None
             process = self._idle.get()
             try:
                 device = PLATFORMS[self._platform], multiprocessors()
@@ -102,11 +103,17 @@ class LoweringProcesses:
             finally:
                 self._idle.put(process)
 
-    def _start(self) -> None:
+    def _start(self) -> bool:
+        """As many as can be; whether there is any."""
         with self._lock:
-            for _ in range(self._count - len(self._processes)):
-                self._processes.append(process := LoweringProcess())
-                self._idle.put(process)
+            try:
+                for _ in range(self._count - len(self._processes)):
+                    self._processes.append(process := LoweringProcess())
+                    self._idle.put(process)
+            except OSError as error:
+                logger.warning("programs are lowered by %d processes: %s", len(self._processes), error)
+                self._count = len(self._processes)
+            return bool(self._processes)
 
 
 class LoweringFailed(Exception):

@@ -85,6 +85,14 @@ def test_a_process_that_ended_says_so_and_the_program_is_lowered_here(sent, capl
     assert not sent and "forward is lowered in this process: the process for it ended with -9" in caplog.text
 
 
+def test_where_no_process_can_be_started_programs_are_lowered_here(sent, caplog, monkeypatch):
+    monkeypatch.setattr(lowering.subprocess, "Popen", lambda *_, **__: (_ for _ in ()).throw(OSError("no memory")))
+    with LoweringProcesses("cpu", 2) as processes:
+        programs = programs_with(processes)
+        programs.forward(DECODE), programs.forward(TAPED)
+    assert not sent and caplog.text.count("programs are lowered by 0 processes: no memory") == 1
+
+
 def test_a_process_that_cannot_lower_says_why_and_goes_on(processes, sent, caplog, monkeypatch):
     programs = programs_with(processes)
     with monkeypatch.context() as patch:
