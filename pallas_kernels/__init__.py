@@ -5,19 +5,16 @@ from pallas_kernels.linear_cross_entropy.api import linear_cross_entropy
 from pallas_kernels.lora_expand.api import lora_expand, plan_lora_expand
 from pallas_kernels.page_write.api import page_write, write_pages
 from pallas_kernels.paged_attention.api import paged_attention, plan_paged_attention
-from pallas_kernels.paged_attention.tiling import multiprocessors, suppose_multiprocessors
 from pallas_kernels.window_attention_grad.api import window_attention_grad
 
 __all__ = [
     "grouped_lora_grad",
     "linear_cross_entropy",
     "lora_expand",
-    "multiprocessors",
     "page_write",
     "paged_attention",
     "plan_lora_expand",
     "plan_paged_attention",
-    "suppose_multiprocessors",
     "window_attention_grad",
     "write_pages",
 ]

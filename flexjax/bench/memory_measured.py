@@ -49,14 +49,14 @@ def measured_memory(
     job = memory_job(open_model(str(model)).config.vocab_size, modules, tokens, rank)
     config = replace(memory_config(model, modules, tokens, rank, window), **engine)
     with Engine(config, show) as running:
-        handle, watch = begin(running, job), MemoryWatch(running, JOB)
+        handles, watch = begin(running, [job]), MemoryWatch(running, JOB)
         until = time.monotonic() + seconds
         while time.monotonic() < until or not watch.pages:
-            require_sound((), handle)
+            require_sound((), handles)
             watch.look()
             time.sleep(LOOK_SECONDS)
         running.loop.call(watch.count_arrays)
-        handle.cancel()
+        handles[0].cancel()
     return watch
 
 

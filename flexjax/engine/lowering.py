@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 from flexjax.engine.blueprint import Lowered
 from flexjax.state import Dimensions
 from flexjax.steps.kernels import Kernels
-from pallas_kernels import multiprocessors
+from pallas_kernels.paged_attention.tiling import multiprocessors
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from flexjax.engine.blueprint import Lowered
 from flexjax.engine.lowering import Order
 from flexjax.engine.programs import Programs
 from flexjax.models.sharding import TP_AXIS
-from pallas_kernels import suppose_multiprocessors
+from pallas_kernels.paged_attention.tiling import suppose_multiprocessors
 
 
 def main() -> None:
