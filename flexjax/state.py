@@ -6,6 +6,7 @@ Everything here follows from `Dimensions`; the memory plan, the compiled program
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -85,12 +86,12 @@ class Dimensions:
     tp: int = 1
     lean_tape: tuple[str, ...] | None = None
 
-    @property
+    @cached_property
     def lean(self) -> "Dimensions":
         """The same with lean tapes only."""
         return replace(self, tape=self.lean_tape, lean_tape=None)
 
-    @property
+    @cached_property
     def lean_columns(self) -> tuple[int, ...]:
         """Where the columns of a lean tape stand among those of the other."""
         whole, lean = self.tape_layout, self.lean.tape_layout

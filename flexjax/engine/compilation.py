@@ -4,7 +4,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from flexjax.engine.blueprint import Compiled
@@ -48,21 +48,15 @@ def compile_job(programs: Programs, shape: JobShape, optimizer) -> None:
     usual, own = programs.kernels.grouped_lora_grad, programs.kernels_of(shape).grouped_lora_grad
     if own != usual:
         logger.warning("gradients of rank %d take grouped_lora_grad %s; %s has no room", shape.rank, own, usual)
-    calls = [(programs.loss, shape), (programs.backward, shape), (programs.update, shape, optimizer)]
+    wanted = [programs.loss, programs.backward, lambda shape: programs.update(shape, optimizer), programs.publish]
     if programs.dims.lean_tape is not None:
-        calls.append((programs.backward, shape, True))
+        wanted.append(programs.lean_backward)
     with programs.lowering, compilers() as threads:
-        finish([threads.submit(*call) for call in (*calls, (programs.publish, shape))])
+        list(threads.map(lambda program: program(shape), wanted))  # raises what one of them raised
 
 
 def compilers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(min(COMPILERS, os.cpu_count() or 1), thread_name_prefix="flexjax-compiler")
-
-
-def finish(futures: Iterable) -> None:
-    """Raises what one of them raised."""
-    for future in futures:
-        future.result()
 
 
 def describe(layout: SlotLayout) -> str:

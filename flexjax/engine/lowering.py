@@ -137,7 +137,7 @@ class LoweringProcess:
             pickle.dump(order, self._process.stdin)
             self._process.stdin.flush()
             answer = pickle.load(self._process.stdout)
-        except (OSError, EOFError, ValueError) as error:
+        except (OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
             raise LoweringFailed(f"the process for it ended with {self._process.poll()}") from error
         if isinstance(answer, str):
             raise LoweringFailed(answer)

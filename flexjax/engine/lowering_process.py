@@ -1,6 +1,6 @@
 """A process that lowers programs for another, see `flexjax.engine.lowering`. It touches no accelerator.
 
-python -m flexjax.engine.lowering_process < orders > answers
+    python -m flexjax.engine.lowering_process < orders > answers
 """
 
 import os

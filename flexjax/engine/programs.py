@@ -57,7 +57,7 @@ COMPILER_OPTIONS = {
 rematerialization counts the pool once for every kernel that writes into it, believes memory exhausted, and then
 computes the large products of a step with a tape three times."""
 
-WITH_KERNELS = ("forward", "loss", "backward", "update", "_publish")
+WITH_KERNELS = ("forward", "loss", "backward", "lean_backward", "update", "_publish")
 """Programs that take long to lower. The others are small, and some are made of functions that have no name."""
 
 
@@ -162,9 +162,15 @@ class Programs:
         return Blueprint(body, shapes, specs, (gradient_specs(job.modules), P()), donated=(2,))
 
     @looked_up
-    def backward(self, job: JobShape, lean: bool = False) -> Blueprint:  # layer and window
+    def backward(self, job: JobShape) -> Blueprint:  # layer and window
+        return self._backward(job, self.dims)
+
+    @looked_up
+    def lean_backward(self, job: JobShape) -> Blueprint:  # the same, of a lean tape
+        return self._backward(job, self.dims.lean)
+
+    def _backward(self, job: JobShape, dims: Dimensions) -> Blueprint:
         definition, stacked = self._layer_stack(self.frozen)
-        dims = self.dims.lean if lean else self.dims
         body = functools.partial(backward_window, definition, dims, self.kernels_of(job), job.dropout)
         bits = lambda w: jax.ShapeDtypeStruct(w.shape[1:], bits_dtype(w.dtype))
         layer_specs = jax.tree.map(lambda spec: P(*spec[1:]), weight_specs(stacked), is_leaf=is_spec)

@@ -203,7 +203,7 @@ class Runner:
         return loss
 
     def backward(self, job: DeviceJob, layer: int, batch: np.ndarray, lean: bool = False) -> jax.Array:
-        program = self.programs.backward(job.shape, *[True] * lean)
+        program = (self.programs.lean_backward if lean else self.programs.backward)(job.shape)
         master = Master(job.master.a, job.master.b, None)
         job.gradients, fence = program(self.layers[layer], master, self.pool, job.gradients, batch)
         return fence

@@ -133,8 +133,8 @@ class Trainer:
             self._finish_if_done(job)  # its last checkpoint may have been of its last step
 
     def _offer_microbatch(self, job: Job, packed: PackedMicrobatch) -> None:
+        choices = self._choices(job, packed)
         try:
-            choices = self._choices(job, packed)
             microbatch = next((each for each in choices if self.scheduler.try_add_microbatch(each)), None)
         except ValueError as error:  # it could never run
             job.run.fail(str(error), step=packed.step + 1, lines=packed.lines)
@@ -159,10 +159,10 @@ class Trainer:
         dims, rich = self.runner.programs.dims, self._microbatch(job, packed, lean=False)
         if packed.evaluation or dims.lean_tape is None:
             return [rich]
-        lean = self._microbatch(job, packed, lean=True)
-        if rich.pages > dims.pages:
-            return [lean]
-        return [rich] if job.packed else [rich, lean]
+        fits = rich.pages <= dims.pages
+        if fits and job.packed:
+            return [rich]
+        return [rich] * fits + [self._microbatch(job, packed, lean=True)]
 
     def _microbatch(self, job: Job, packed: PackedMicrobatch, lean: bool) -> Microbatch:
         dims, device_job = self.runner.programs.dims, self.runner.jobs[job.name]

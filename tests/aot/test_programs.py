@@ -45,7 +45,7 @@ PROGRAMS = {
     "taped with dropout": lambda programs: programs.forward(SlotLayout(64, 2048, tape=True, dropout=True)),
     "loss": lambda programs: programs.loss(JOB),
     "backward": lambda programs: programs.backward(JOB),
-    "lean backward": lambda programs: programs.backward(JOB, True),
+    "lean backward": lambda programs: programs.lean_backward(JOB),
     "publish": lambda programs: programs.publish(JOB),
     "update": lambda programs: programs.update(JOB, OptimizerSpec()),
 }

@@ -1,5 +1,7 @@
 """Programs that another process has lowered: the same results, and nothing lost where that process fails."""
 
+import io
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -83,6 +85,18 @@ def test_a_process_that_ended_says_so_and_the_program_is_lowered_here(sent, capl
         programs.forward(TAPED)
     assert programs.forward(TAPED)(*random_arguments(programs.forward(TAPED).call, seed=0))
     assert not sent and "forward is lowered in this process: the process for it ended with -9" in caplog.text
+
+
+def test_half_an_answer_is_no_answer(sent, caplog):
+    with LoweringProcesses("cpu", 1) as processes:
+        programs = programs_with(processes)
+        programs.forward(DECODE)
+        sent.clear()
+        (process,) = processes._processes
+        process._process.stdout.close()
+        process._process.stdout = io.BytesIO(pickle.dumps(b"half of this arrives")[:-8])
+        programs.forward(TAPED)
+    assert not sent and "forward is lowered in this process" in caplog.text
 
 
 def test_where_no_process_can_be_started_programs_are_lowered_here(sent, caplog, monkeypatch):
