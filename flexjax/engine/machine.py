@@ -14,6 +14,9 @@ from flexjax.models.sharding import TP_AXIS
 MEMORY_VARIABLE = "XLA_CLIENT_MEM_FRACTION"
 """Share of a GPU's memory that the runtime takes when it starts."""
 
+FORMER_VARIABLE = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+"""Its name before. With both set jax starts without the GPU."""
+
 
 def device_mesh(tp: int) -> Mesh:
     """The first ``tp`` devices on one axis."""
@@ -25,8 +28,15 @@ def device_mesh(tp: int) -> Mesh:
 
 def claim_memory(fraction: float) -> None:
     """Let the runtime take this share of a GPU's memory; before the first use of a device, and unless the user has
-    decided it in the environment."""
-    os.environ.setdefault(MEMORY_VARIABLE, str(fraction))
+    decided it in the environment.
+
+    Raises:
+        ConfigError: the environment has both names of the share, with different values.
+    """
+    former = os.environ.pop(FORMER_VARIABLE, None)
+    chosen = os.environ.setdefault(MEMORY_VARIABLE, former or str(fraction))
+    if former is not None and former != chosen:
+        raise ConfigError(f"{FORMER_VARIABLE} is {former} and {MEMORY_VARIABLE} is {chosen}; set only the second")
 
 
 def memory_limit(config: EngineConfig) -> int:
