@@ -18,8 +18,10 @@ class CoServe(Policy):
     """Requests first, finetuning in what the objective leaves: each iteration is planned below ``limit`` seconds.
 
     While requests queue for want of rows and the first of them has used half its time to first token,
-    finetuning gets nothing: shorter iterations free rows sooner. Otherwise it gets eventual progress only
-    where there is room: an objective that decoding alone exceeds leaves none until the load falls.
+    finetuning gets nothing: shorter iterations free rows sooner. While a request lacks pages, no tape grows, and the
+    one whose backward pass has begun gets all the room there is: its pages come back when it ends. Otherwise
+    finetuning gets eventual progress only where there is room: an objective that decoding alone exceeds leaves none
+    until the load falls.
 
     TPOT is a mean over a request's tokens: tokens come when a forward step has ended, so that a gap between two of
     them holds the units of one iteration and the forward step of the next, and only the mean of the gaps is that of
@@ -56,18 +58,21 @@ class CoServe(Policy):
         late = view.oldest_arrival is not None and view.now - view.oldest_arrival > self.ttft / 2
         if view.serving_seconds and view.waiting and view.rows_full and late:
             return Share(limit=self.limit, tiles=0, units=0)
-        limit = faded(self.limit, view.serving_seconds, view.surge) if view.serving_seconds else self.limit
+        tiles = 0 if view.pages_short else None
+        fades = view.serving_seconds and not view.pages_short
+        limit = faded(self.limit, view.serving_seconds, view.surge) if fades else self.limit
         if self.itl is None or not view.decoding:
-            return Share(limit=limit)
+            return Share(limit=limit, tiles=tiles)
         self._lately = min(max(view.serving_seconds, self._lately * FADING), self.limit / 2)
-        return Share(limit=limit, forward=self.limit - view.carried_seconds, work=self.limit - self._lately)
+        forward, work = self.limit - view.carried_seconds, self.limit - self._lately
+        return Share(limit=limit, tiles=tiles, forward=forward, work=work)
 
 
 def faded(limit: float, serving: float, surge: float) -> float:
     """The limit, or less of what it leaves beside the requests."""
     low, high = SURGE
     gone = min(max((surge - low) / (high - low), 0.0), 1.0)
-    return limit - gone * max(limit - serving, 0.0)
+    return serving + (1.0 - gone) * (limit - serving) if serving < limit else limit
 
 
 class Price(Policy):

@@ -24,6 +24,7 @@ class View:
             and if there is none in it.
         surge: what requests ask for now, as a share of the most that iterations within their limit could serve, if it
             is clearly more than lately; else 0. Known once the requests are planned.
+        pages_short: a request lacks pages. Known once the requests are planned.
         carried_seconds: predicted seconds of the units since the last forward step: they stand between the tokens of
             that step and those of the next.
     """
@@ -39,6 +40,7 @@ class View:
     serving_seconds: float = 0.0
     carried_seconds: float = 0.0
     surge: float = 0.0
+    pages_short: bool = False
 
     @property
     def serving(self) -> bool:

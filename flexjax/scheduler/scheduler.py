@@ -217,8 +217,8 @@ class Scheduler:
             self._serving.plan(draft, share)
         served = draft.seconds if draft.serves else 0.0
         self._demand.note(now, len(draft.decode), draft.need.tiles * PAGE_TOKENS)
-        surge = self._surge(draft, share.limit)
-        room = self.policy.finetune(replace(self._view(now), serving_seconds=served, surge=surge))
+        known = {"surge": self._surge(draft, share.limit), "pages_short": self._serving.pages_short}
+        room = self.policy.finetune(replace(self._view(now), serving_seconds=served, **known))
         if room.allowed:
             self._jobs.plan(draft, room, self._serving.pages_short)
         self.policy.charge(draft.seconds - served)

@@ -1,10 +1,12 @@
 """Requests and finetuning in the same iterations, on the simulated clock."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from flexjax.layout import SlotLayout
+from flexjax.scheduler.objectives import CoServe
 
 
 def words(count, seed=0):
@@ -134,6 +136,32 @@ def test_under_pressure_tapes_go_before_requests_and_are_made_again(simulate):
     sim.drain()
     sim.verify()
     assert len(sim.reasons) == 2 and sim.finished_microbatches == [0]
+
+
+class Surging(CoServe):
+    """Sees a burst in every iteration."""
+
+    def finetune(self, view):
+        return super().finetune(replace(view, surge=1.0))
+
+
+def test_in_a_burst_a_begun_tape_whose_pages_are_missed_is_finished_and_waits_otherwise(simulate):
+    sim = simulate(pages=40, caching=False, objective=0.03)
+    first = sim.request(words(60), new=900)
+    assert sim.microbatch(lengths=(640,), pages_per_block=2, layers=8)
+    while not sim.device.unit_log[0]:
+        sim.step()
+    sim.scheduler.policy = Surging(objective=0.03)
+    begun = len(sim.device.unit_log[0])
+    for _ in range(10):
+        sim.step()
+    assert len(sim.device.unit_log[0]) <= begun + 1 and not sim.finished_microbatches, "it gives way to the burst"
+    second = sim.request(words(64 * 22, 1), new=5)
+    while second.id not in sim.first_token_at:
+        sim.step()
+    assert sim.finished_microbatches == [0] and first.id not in sim.reasons
+    sim.drain()
+    sim.verify()
 
 
 def test_a_dropped_tape_is_named_loses_its_pages_and_begins_again(simulate):

@@ -95,3 +95,12 @@ def test_finetuning_fades_while_demand_surges():
     assert [limit(surge) for surge in (0.0, 0.5, 0.6, 0.7, 1.2)] == pytest.approx([0.05, 0.05, 0.035, 0.02, 0.02])
     assert policy.finetune(view(serving_seconds=0.0, surge=1.2)).limit == 0.05
     assert policy.finetune(view(serving_seconds=0.07, surge=1.2)).limit == 0.05, "never more than the limit"
+
+
+def test_a_tape_that_holds_pages_requests_lack_is_finished_first_even_in_a_surge():
+    policy = policy_from_name("co_serve", objective=0.05, margin=0.0)
+    share = policy.finetune(view(serving_seconds=0.02, surge=1.2, pages_short=True))
+    assert (share.limit, share.tiles, share.units) == (0.05, 0, None)
+    gaps = policy_from_name("co_serve", objective=0.05, margin=0.0, itl=0.04)
+    share = gaps.finetune(view(serving_seconds=0.01, pages_short=True))
+    assert share.tiles == 0 and share.work == pytest.approx(0.03)
