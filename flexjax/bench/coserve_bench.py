@@ -1,9 +1,10 @@
-"""CoserveBench: `flexjax bench coserve`. One command measures one thing with one engine and writes one file."""
+"""CoserveBench: `flexjax bench coserve`. One command measures one thing with one engine and writes a file of it, or of
+each of several traces."""
 
 import dataclasses
 import functools
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,41 +29,50 @@ from flexjax.bench.coserve_session import CoserveSession, session
 from flexjax.bench.coserve_timeline import timeline
 from flexjax.bench.coserve_watch import memory_metrics
 from flexjax.bench.results import case_result
+from flexjax.fields import ConfigError
 from flexjax.models.build import dtype_of
 
 Show = Callable[[str], None]
 
 
-def run_coserve_bench(config_path: str, workloads: Path | None, out: Path, what: str = "run", **overrides: Any) -> int:
-    """Measure and write a file of results into ``out``.
+def run_coserve_bench(
+    config_path: str, workloads: Path | None, out: Path, what: str = "run", traces: Sequence[str] = (), **overrides: Any
+) -> int:
+    """Measure and write files of results into ``out``.
 
     Args:
         config_path: TOML with [bench] (`CoservePlan`) and [engine] tables.
         what: "run" replays the trace under the policy; "capacity" searches for the rate that inference alone holds;
             "alone" lets finetuning have the engine to itself.
+        traces: instead of the file's, names of workloads; with "run", one after another.
         overrides: fields of the plan; None leaves the file's.
 
     Raises:
         ConfigError: the configuration, the workloads or earlier results cannot be used.
     """
-    plan, engine_table = read_coserve_plan(config_path, **overrides)
-    show = functools.partial(print, flush=True)
+    read = [read_coserve_plan(config_path, workload=name, **overrides) for name in traces or (None,)]
+    (plan, engine_table), plans, show = read[0], [each for each, _ in read], functools.partial(print, flush=True)
+    if len(plans) > 1 and (what != "run" or plan.policy in (PARTITION, ALONE_POLICY)):
+        raise ConfigError(f"--workload names {len(plans)} traces; several can only be replayed, not used otherwise")
     if plan.policy == PARTITION:
-        file = write_partition(plan, plan.trace(workloads), out, show)
+        files = [write_partition(plan, plan.trace(workloads), out, show)]
     else:
         with tempfile.TemporaryDirectory(prefix="flexjax-coserve-") as folder:
-            make = functools.partial(make_setup, plan, engine_table, Path(config_path).parent, workloads, Path(folder))
-            file = measure(make, plan, what, out, show)
-    show(f"\n{file}")
+            places = engine_table, Path(config_path).parent, workloads, Path(folder)
+            files = measure(lambda what: [make_setup(each, *places, what) for each in plans], plan, what, out, show)
+    for file in files:
+        show(f"\n{file}")
     return 0
 
 
-def measure(make: Callable[[str], CoserveSetup], plan: CoservePlan, what: str, out: Path, show: Show) -> Path:
+def measure(
+    make: Callable[[str], list[CoserveSetup]], plan: CoservePlan, what: str, out: Path, show: Show
+) -> list[Path]:
     if what == "alone" or plan.policy == ALONE_POLICY:
-        return measure_alone(make("alone"), out, show)
+        return [measure_alone(*make("alone"), out, show)]
     if what == "capacity":
-        return measure_capacity(make("capacity"), plan.policy, out, show)
-    return measure_run(make("run"), out, show)
+        return [measure_capacity(*make("capacity"), plan.policy, out, show)]
+    return measure_runs(make("run"), out, show)
 
 
 def make_setup(
@@ -73,33 +83,38 @@ def make_setup(
     return CoserveSetup(plan, engine_table, base, trace, plan.sequence_lengths(workloads), folder)
 
 
-def measure_run(setup: CoserveSetup, out: Path, show: Show) -> Path:
-    """Replay the plan's trace under its policy."""
-    plan, trace = setup.plan, setup.trace
-    with session(setup, plan.policy, out, show) as run:
-        outcome = run.replay(trace, job=plan.policy != INFERENCE)
-        found = run.results.denominators(trace)
-        metrics = run_metrics(run, outcome)
-        tokens = metrics.get("finetune_tokens_per_s")
-        metrics |= ratios(trace.rate, tokens, found) | bound_metrics(run, found)
-        file = run.results.run_file(trace, plan.policy)
-        notes = missing_lines(found, run.results.facts["commit"])
-        if outcome.refusal is not None:
-            notes.append(f"requests were refused, the first because: {outcome.refusal}")
-        run.results.write(
-            file,
-            metrics,
-            [run_case(plan, outcome)],
-            workload=trace.name,
-            policy=plan.policy,
-            denominators={name: dataclasses.asdict(each) for name, each in found.items()},
-            notes=notes,
-            engine=run.engine_facts(),
-            ceilings=dataclasses.asdict(run.ceilings),
-            timeline=timeline(outcome, run.engine.memory_plan.page_bytes),
-        )
+def measure_runs(setups: Sequence[CoserveSetup], out: Path, show: Show) -> list[Path]:
+    """Replay the plans' traces under their policy, one after another, with an engine that takes the longest request."""
+    longest = max(setups, key=lambda setup: setup.trace.longest)
+    with session(longest, longest.plan.policy, out, show) as opened:
+        return [measure_run(opened.of(setup)) for setup in setups]
+
+
+def measure_run(run: CoserveSession) -> Path:
+    plan, trace = run.setup.plan, run.setup.trace
+    outcome = run.replay(trace, job=plan.policy != INFERENCE)
+    found = run.results.denominators(trace)
+    metrics = run_metrics(run, outcome)
+    tokens = metrics.get("finetune_tokens_per_s")
+    metrics |= ratios(trace.rate, tokens, found) | bound_metrics(run, found)
+    file = run.results.run_file(trace, plan.policy)
+    notes = missing_lines(found, run.results.facts["commit"])
+    if outcome.refusal is not None:
+        notes.append(f"requests were refused, the first because: {outcome.refusal}")
+    run.results.write(
+        file,
+        metrics,
+        [run_case(plan, outcome)],
+        workload=trace.name,
+        policy=plan.policy,
+        denominators={name: dataclasses.asdict(each) for name, each in found.items()},
+        notes=notes,
+        engine=run.engine_facts(),
+        ceilings=dataclasses.asdict(run.ceilings),
+        timeline=timeline(outcome, run.engine.memory_plan.page_bytes),
+    )
     divided = [f"divided by {each.metric} {each.value:,.4g} of {each.file}" for each in found.values()]
-    show("\n".join([table(metrics), *divided, *notes]))
+    run.show("\n".join([table(metrics), *divided, *notes]))
     return file
 
 

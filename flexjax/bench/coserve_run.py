@@ -4,6 +4,7 @@ It judges nothing and writes nothing.
 """
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -76,7 +77,7 @@ class TraceRun:
         handles = begin(self.engine, jobs)
         try:
             with PoolWatch(self.engine) as pool:
-                mhz = self._replay(replay, handles)
+                mhz = self._replay(replay, handles, first)
         finally:
             replay.abort()
             for handle in handles:
@@ -85,19 +86,22 @@ class TraceRun:
         preempted = self.engine.scheduler.statistics.preemptions - preempted
         return self._outcome(replay, first, pool.samples, preempted, mhz)
 
-    def _replay(self, replay: Replay, handles: list[FinetuneHandle]) -> float | None:
-        """Mean SM clock from ``count_from`` to the last arrival."""
+    def _replay(self, replay: Replay, handles: list[FinetuneHandle], first: int) -> float | None:
+        """Mean SM clock from ``count_from`` to the last arrival. ``first``: index of the run's first iteration."""
         replay.start()
-        going = self._until(replay, handles, lambda elapsed: elapsed >= self.count_from)
+        until = functools.partial(self._until, replay, handles, first)
+        going = until(lambda elapsed: elapsed >= self.count_from)
         with clock_watch() as clock:
             sent = lambda elapsed: len(replay.requests) == len(self.trace.rows)
-            going = going and self._until(replay, handles, sent)
+            going = going and until(sent)
         last = self.trace.seconds + self.drain_seconds
         if going:
-            self._until(replay, handles, lambda elapsed: elapsed > last or replay.done == len(self.trace.rows))
+            until(lambda elapsed: elapsed > last or replay.done == len(self.trace.rows))
         return clock.mean_mhz
 
-    def _until(self, replay: Replay, handles: list[FinetuneHandle], reached: Callable[[float], bool]) -> bool:
+    def _until(
+        self, replay: Replay, handles: list[FinetuneHandle], first: int, reached: Callable[[float], bool]
+    ) -> bool:
         """Wait; False if there is no hope."""
         shown = self._elapsed(replay)
         while not reached(elapsed := self._elapsed(replay)):
@@ -106,7 +110,8 @@ class TraceRun:
             require_sound(replay.requests, handles)
             if elapsed - shown >= SHOWN_EVERY:
                 shown = elapsed
-                useful = sum(each.tokens for each in list(self.engine.trainer.settled)) if handles else 0
+                settled = list(self.engine.trainer.settled)
+                useful = sum(each.tokens for each in settled if each.iteration >= first) if handles else 0
                 counts = f"{replay.waiting} wait, {replay.running} run, {replay.done} of {len(self.trace.rows)} done"
                 self.show(f"  {elapsed:.0f} s: {counts}; {useful:,} finetuning tokens so far")
             time.sleep(POLL_SECONDS)

@@ -41,6 +41,10 @@ class CoserveSession:
     ceilings: Ceilings
     show: Callable[[str], None]
 
+    def of(self, setup: CoserveSetup) -> "CoserveSession":
+        """The same engine for another trace."""
+        return dataclasses.replace(self, setup=setup, results=dataclasses.replace(self.results, plan=setup.plan))
+
     def replay(self, trace: Trace, *, seed: int = 0, job: bool = False, **changed: Any) -> Outcome:
         """One trace; ``changed`` are fields of `TraceRun`, the plan's otherwise."""
         plan = self.setup.plan

@@ -56,7 +56,9 @@ def add_coserve_arguments(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument("--alone", action="store_true", help="measure finetuning alone (a denominator)")
     overrides = parser.add_argument_group("instead of what [bench] says")
-    overrides.add_argument("--workload", metavar="NAME", help="trace to replay, a file of DIR without .jsonl")
+    overrides.add_argument(
+        "--workload", nargs="+", default=(), metavar="NAME", help="traces to replay, files of DIR without .jsonl"
+    )
     overrides.add_argument("--policy", metavar="NAME", help=f"one of {', '.join(CHOICES)}")
     overrides.add_argument("--seconds", type=float, metavar="S", help="only the beginning of the trace")
     overrides.add_argument("--leave-out-every", type=int, metavar="N", help="leave every N-th row of the trace out")
@@ -79,6 +81,7 @@ def bench_step(arguments: argparse.Namespace) -> int:
 def bench_coserve(arguments: argparse.Namespace) -> int:
     what = "capacity" if arguments.capacity else "alone" if arguments.alone else "run"
     policy = arguments.policy or (INFERENCE if arguments.capacity else None)
-    names = ("workload", "seconds", "leave_out_every", "count_from", "capacity_seconds")
+    names = ("seconds", "leave_out_every", "count_from", "capacity_seconds")
     overrides = {name: getattr(arguments, name) for name in names}
-    return run_coserve_bench(arguments.config, arguments.workloads, arguments.out, what, policy=policy, **overrides)
+    places = arguments.config, arguments.workloads, arguments.out
+    return run_coserve_bench(*places, what, arguments.workload, policy=policy, **overrides)

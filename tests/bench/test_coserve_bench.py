@@ -21,6 +21,7 @@ from flexjax.bench.coserve_results import ALONE, CAPACITY, Denominator, ResultFo
 from flexjax.bench.coserve_trace import Trace, TraceRow, read_trace
 from flexjax.bench.replay import ReplayedRequest
 from flexjax.cli import main
+from flexjax.engine.engine import Engine
 from flexjax.engine.runner import Runner
 from flexjax.engine.startup import policy_of
 from flexjax.fields import ConfigError
@@ -316,6 +317,7 @@ def test_wrong_configurations(folder, config, tmp_path, bench, engine, message):
         (["--workloads", "{folder}", "--count-from", "30"], "counted from 30 s.*2.36 s; lower count_from"),
         (["--workloads", "{folder}", "--policy", "static_partition"], "coserve_tiny_even_capacity.json.*--capacity"),
         (["--alone", "--capacity"], "not allowed with"),
+        (["--workload", "one", "two", "--alone"], "--workload names 2 traces"),
     ],
 )
 def test_errors_of_the_command_line(folder, config, tmp_path, capsys, words, message):
@@ -323,6 +325,24 @@ def test_errors_of_the_command_line(folder, config, tmp_path, capsys, words, mes
     assert main(["bench", "coserve", config(), "--out", str(tmp_path), *given]) == 2
     said = capsys.readouterr().err
     assert re.search(message.format(folder=folder), said), said
+
+
+def test_several_traces_with_one_engine(folder, config, tmp_path, monkeypatch):
+    """Each as if it were alone: its own requests and job, nothing of the one before; the engine takes the longest."""
+    longer = [row | {"p": row["p"] + 60} for row in ROWS[:20]]
+    (folder / "longer_r17_1s.jsonl").write_text("".join(json.dumps(row) + "\n" for row in longer))
+    engines, started = [], Engine.__init__
+    monkeypatch.setattr(Engine, "__init__", lambda self, *given: (engines.append(self), started(self, *given))[1])
+    names = ["even_r17_2s", "longer_r17_1s"]
+    assert run_coserve_bench(config(), folder, tmp_path / "results", traces=names) == 0
+    assert len(engines) == 1
+    for name, rows in zip(names, (ROWS, longer), strict=True):
+        found = results(tmp_path, f"{name}_co_serve")
+        metrics, line = found["metrics"], found["timeline"]
+        assert found["workload"] == name and found["plan"]["workload"] == name
+        assert (metrics["requests"], metrics["attainment"]) == (len(rows), 1.0)
+        assert sum(line["output_tokens"]) == pytest.approx(sum(row["o"] for row in rows))
+        assert metrics["finetune_tokens_per_s"] > 0
 
 
 def test_a_dead_engine_is_no_row_of_misses(folder, config, tmp_path, monkeypatch):
