@@ -60,7 +60,7 @@ class DecoderLayer(nnx.Module):
 
     def mlp_input_stage(self, mid: jax.Array, adapter, only: str | None = None) -> tuple[jax.Array, jax.Array]:
         """mid [T, d] -> gate and up, each [T, ff] (local columns). With ``only`` "gate" or "up", at half the cost, that
-        one; the other is not to be used."""
+        one; the other has no columns."""
         gate, up = adapter("gate_up", *self._gate_up(mid, only))
         return gate, up
 
@@ -74,13 +74,9 @@ class DecoderLayer(nnx.Module):
         h = self._replicated(rms_norm(mid, self.post_norm[...], self.config.rms_norm_eps))
         width = self.config.intermediate_size // self.tp
         if only is None:
-            fused = product(h, self.gate_up[...])
-        else:
-            halves = dict(zip(("gate", "up"), jnp.split(self.gate_up[...], 2), strict=True))
-            nothing = jnp.zeros((len(h), width), h.dtype)
-            parts = [product(h, half) if name == only else nothing for name, half in halves.items()]
-            fused = jnp.concatenate(parts, axis=-1)
-        return h, fused, (width, width)
+            return h, product(h, self.gate_up[...]), (width, width)
+        gate, up = jnp.split(self.gate_up[...], 2)
+        return (h, product(h, gate), (width, 0)) if only == "gate" else (h, product(h, up), (0, width))
 
     def mlp_output_stage(self, mid: jax.Array, gate: jax.Array, up: jax.Array, adapter) -> jax.Array:
         """mid [T, d], gate and up [T, ff] -> the layer's output, [T, d]."""

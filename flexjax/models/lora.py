@@ -7,7 +7,7 @@ its own contribution.
 
 import functools
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from flexjax.layout import RANK_UNIT
 from flexjax.models.config import ModelConfig
 from flexjax.models.layers import product as matrix_product
 from flexjax.models.sharding import TP_AXIS
@@ -150,6 +151,7 @@ class TrainedAdapter:
     Attributes:
         a: module -> [in, r] float32; b: module -> [r, out] float32; absent modules are not adapted.
         scale: scalar float32.
+        implementation: of `grouped_lora_grad`; expansion: of `lora_expand`.
     """
 
     a: dict[str, jax.Array]
@@ -157,69 +159,111 @@ class TrainedAdapter:
     scale: jax.Array
     implementation: str
     dropout: Dropout | None = None
+    expansion: str = "reference"
 
     def __call__(self, product: str, x: jax.Array, y: jax.Array, widths: tuple[int, ...]) -> list[jax.Array]:
-        """Modules of a product read the same x: one operation for those that are adapted. Dropout hides other values of
-        x from each, so that they are operations of their own."""
-        parts = dict(zip(PRODUCTS[product], modules_of(y, widths), strict=True))
-        own = [name for name in parts if name in self.a]
-        if self.dropout is None:
-            return list((parts | self.added(own, x, parts)).values())
-        for name in own:
-            parts |= self.added([name], self.dropout(name, x), parts)
-        return list(parts.values())
-
-    def added(self, names: list[str], x: jax.Array, parts: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """These modules' outputs with the adapter's part."""
-        of_names = lambda values: tuple(values[name] for name in names)
-        factors = of_names(self.a), of_names(self.b)
-        ys = low_rank_added(self.implementation, x, of_names(parts), *factors, self.scale) if names else ()
-        return dict(zip(names, ys, strict=True))
+        """A module of no columns has been left out of y. Those that are adapted read the same x, unless dropout hides
+        other values of it from each, so that their gradients are operations of their own."""
+        columns = tuple(zip(PRODUCTS[product], widths, strict=True))
+        own = tuple(name for name, width in columns if width and name in self.a)
+        if not own:
+            return modules_of(y, widths)
+        xs = {own: x} if self.dropout is None else {(name,): self.dropout(name, x) for name in own}
+        factors = ({name: factor[name] for name in own} for factor in (self.a, self.b))
+        addition = Addition(columns, self.implementation, self.expansion)
+        return list(low_rank_added(addition, xs, y, *factors, self.scale))
 
 
-Each = tuple[jax.Array, ...]
-"""One array for each module."""
+@dataclass(frozen=True)
+class Addition:
+    """What is known of an addition before its arrays are.
+
+    Attributes:
+        columns: (module, width) of all that lie side by side in y, adapted or not.
+        implementation, expansion: as of `TrainedAdapter`.
+    """
+
+    columns: tuple[tuple[str, int], ...]
+    implementation: str
+    expansion: str
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return tuple(width for _, width in self.columns)
+
+    def expanded(self, y: jax.Array, h: dict[str, jax.Array], b: dict[str, jax.Array]) -> jax.Array:
+        """y plus h B of every module, in place; h [T, r] is scaled and rounded. One adapter, which all slots use."""
+        present, (rank,) = [column for column in self.columns if column[1]], {len(each) for each in b.values()}
+        padding = (0, -rank % RANK_UNIT)  # to whole units
+        h = {name: jnp.pad(each, ((0, 0), padding)) for name, each in h.items()}
+        b = {name: jnp.pad(each.astype(y.dtype), (padding, (0, 0))) for name, each in b.items()}
+        rank += padding[1]
+        nothing, ones = functools.partial(jnp.zeros, dtype=y.dtype), functools.partial(jnp.ones, dtype=jnp.int32)
+        return lora_expand(
+            *(y, beside([h.get(name, nothing((len(y), rank))) for name, _ in present])),
+            beside([b.get(name, nothing((rank, width))) for name, width in present])[None],
+            *(jnp.int32(0), ones(len(y)), ones(rank // RANK_UNIT), jnp.ones(2)),
+            widths=tuple(width for _, width in present),
+            implementation=self.expansion,
+        )
+
+
+Readers = tuple[str, ...]
+"""The modules that read an input."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def low_rank_added(implementation: str, x: jax.Array, ys: Each, a: Each, b: Each, scale: jax.Array) -> Each:
-    """Adds (x A) scale B of every module to its y, rounded once.
-
-    Rounds where `lora_expand` rounds, so that a backward pass recomputes what the forward pass saw.
+def low_rank_added(
+    addition: Addition,
+    xs: dict[Readers, jax.Array],
+    y: jax.Array,
+    a: dict[str, jax.Array],
+    b: dict[str, jax.Array],
+    scale: jax.Array,
+) -> tuple[jax.Array, ...]:
+    """The modules' outputs: y and in its columns of each, (x A) scale B. By the operation and with the roundings of a
+    forward step, so that a backward pass recomputes what the forward pass saw.
 
     Args:
-        x: [T, in], which the modules share; ys: [T, out] each, with an out of its own.
-        a: [in, r] float32, b: [r, out] float32.
+        xs: [T, in] each; y: [T, out], the modules side by side.
+        a: module -> [in, r] float32, b: module -> [r, its width] float32.
         scale: float32 scalar.
     """
-    return _low_rank_forward(implementation, x, ys, a, b, scale)[0]
+    return _low_rank_forward(addition, xs, y, a, b, scale)[0]
 
 
-def _low_rank_forward(implementation, x, ys, a, b, scale):
-    low = lambda a: (jnp.dot(x, a.astype(x.dtype)).astype(jnp.float32) * scale).astype(x.dtype)
-    h = tuple(map(low, a))
-    return tuple(map(_plus_product, ys, h, b)), (x, h, a, b, scale)
+def _low_rank_forward(addition, xs, y, a, b, scale):
+    low = lambda x, a: (jnp.dot(x, a.astype(x.dtype)).astype(jnp.float32) * scale).astype(x.dtype)
+    h = {names: low(x, beside([a[name] for name in names])) for names, x in xs.items()}
+    by_module = {name: part for names, each in h.items() for name, part in parts_of(each, names)}
+    ys = modules_of(addition.expanded(y, by_module, b), addition.widths)
+    return tuple(ys), (xs, h, a, b, scale)
 
 
-def _plus_product(y, h, b):
-    delta = jnp.dot(h, b.astype(h.dtype), preferred_element_type=jnp.float32)
-    delta = jax.lax.optimization_barrier(delta)  # else a GPU's product adds onto y in float32: twice the bytes to move
-    return (y.astype(jnp.float32) + delta).astype(y.dtype)
-
-
-def _low_rank_backward(implementation, residuals, d_ys):
-    """One call, on cotangents side by side: the frozen product's gradient reads them so as well, and one array is made
-    for both."""
-    x, h, a, b, scale = residuals
-    widths, factors = tuple(d_y.shape[1] for d_y in d_ys), [beside(each).astype(x.dtype) for each in (a, b)]
-    d_y = beside(d_ys).astype(x.dtype)
-    options = dict(widths=widths, h=beside(h), implementation=implementation)
-    d_a, d_b, d_x = grouped_lora_grad(x, d_y, *factors, scale, **options)
-    return d_x, d_ys, tuple(jnp.split(d_a, len(a), axis=-1)), tuple(modules_of(d_b, widths)), jnp.zeros_like(scale)
+def _low_rank_backward(addition, residuals, d_ys):
+    """One call for modules that share an input, on cotangents side by side: the frozen product's gradient reads them so
+    as well, and one array is made for both."""
+    xs, h, a, b, scale = residuals
+    parts = {name: d_y for (name, _), d_y in zip(addition.columns, d_ys, strict=True)}
+    d_xs, d_a, d_b = {}, {}, {}
+    for own, x in xs.items():
+        d_own, *factors = (beside([each[name] for name in own]).astype(x.dtype) for each in (parts, a, b))
+        options = dict(widths=tuple(parts[name].shape[1] for name in own), h=h[own])
+        d_a_own, d_b_own, d_xs[own] = grouped_lora_grad(
+            x, d_own, *factors, scale, **options, implementation=addition.implementation
+        )
+        d_a |= parts_of(d_a_own, own)
+        d_b |= zip(own, modules_of(d_b_own, options["widths"]), strict=True)
+    return d_xs, beside(d_ys), d_a, d_b, jnp.zeros_like(scale)
 
 
 low_rank_added.defvjp(_low_rank_forward, _low_rank_backward)
 
 
-def beside(arrays: Each) -> jax.Array:
+def parts_of(array: jax.Array, names: Readers) -> list[tuple[str, jax.Array]]:
+    """The modules' parts, of one width, of an array that holds them side by side."""
+    return list(zip(names, jnp.split(array, len(names), axis=-1), strict=True))
+
+
+def beside(arrays: Sequence[jax.Array]) -> jax.Array:
     return jnp.concatenate(arrays, axis=-1)

@@ -174,7 +174,8 @@ def trained_adapter(params, dims: Dimensions, kernels: Kernels, batch, dropout: 
     if dropout:
         rate = jnp.repeat(batch.dropout_rate, PAGE_TOKENS)
         mask = Dropout(tile_seeds(batch.dropout_seed), rate, batch.layer, dims.tp)
-    return TrainedAdapter(params["a"], params["b"], batch.scale, kernels.grouped_lora_grad, mask)
+    implementations = dict(implementation=kernels.grouped_lora_grad, expansion=kernels.lora_expand)
+    return TrainedAdapter(params["a"], params["b"], batch.scale, dropout=mask, **implementations)
 
 
 def accumulated(totals: dict, parts: dict, layer: jax.Array) -> dict:
