@@ -1,6 +1,9 @@
 """The engine's programs with the GPU's kernels, compiled for an H100 at the shapes of three layers of Llama-3.1-8B:
 they read weights and pages where they lie."""
 
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +20,7 @@ from flexjax.state import Dimensions, nbytes, pool_shape
 from flexjax.steps.kernels import Kernels
 from flexjax.steps.update import OptimizerSpec
 from tests.aot.hopper import h100
-from tests.aot.program_text import forgotten_results, moved
+from tests.aot.program_text import CALLED, computations, forgotten_results, moved
 
 LLAMA = ModelConfig(
     model_type="llama",
@@ -100,6 +103,22 @@ def test_what_kernels_write_in_place_is_passed_on(programs, name):
 @pytest.mark.parametrize("name", ["decode", "taped", "backward"])
 def test_kernels_are_in_the_programs(programs, name):
     assert "mosaic_gpu" in PROGRAMS[name](programs).call.as_text()
+
+
+def test_what_a_backward_unit_makes_again_is_added_in_place(programs):
+    """To q with k and v, to mid, and to gate with up, once each: the stages that are pulled back make no outputs. No
+    sum waits in float32 to be added, and no product is copied."""
+    text = programs.lean_backward(JOB).call.as_text()
+    calls = [line for line in text.splitlines() if '"mosaic_gpu_v2"' in line and "/lora_expand/" in line]
+    assert [re.search(r" = (\w+\[[\d,]*\])", call)[1] for call in calls] == [
+        f"bf16[2048,{width}]" for width in (6144, 4096, 28672)
+    ]
+    assert all("output_to_operand_aliasing={{}: (0, {})}" in call for call in calls)
+    fused = set(CALLED.findall(text))
+    kept = [each for name, part in computations(text).items() if name not in fused for each in part]
+    wide = [each for each in kept if each.shape[:1] == (2048,) and math.prod(each.shape) >= 2048 * LLAMA.hidden_size]
+    assert wide
+    assert [each.line for each in wide if " = f32[" in each.line or each.opcode in ("copy", "slice")] == []
 
 
 def test_a_program_lowered_in_another_process_is_the_same(programs, caplog):

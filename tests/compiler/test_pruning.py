@@ -197,20 +197,25 @@ def test_bytes_of_an_8b_layer(llama_8b):
 
 @pytest.mark.parametrize("modules", [(), ("q_proj",), ("v_proj", "o_proj", "gate_proj"), MODULES], ids="+".join)
 def test_recompute_flops_have_closed_forms(llama_8b, modules):
-    """2 mn per token and m x n product; q and the adapters beside it, k's and v's not; attention reads 1000 keys."""
+    """2 mn per token and m x n product. Beside it an adapter is one operation for all of the product's modules that are
+    made: k's and v's too, with which q comes, and those that have no adapter. Attention reads 1000 keys."""
     modules, rank, context = modules or ("down_proj",), 16, 1000
     table = pruning_table(llama_8b, modules, "bfloat16", lowest=False, rank=rank, mean_context=context)
-    lora = lambda name, width, out: 2 * rank * (width + out) if name in modules else 0
-    q = 2 * 4096 * (32 + 8 + 8) * 128 + lora("q_proj", 4096, 4096)
+
+    def lora(width, **made):
+        adapted = sum(f"{name}_proj" in modules for name in made)
+        return 2 * rank * (adapted * width + sum(made.values())) if adapted else 0
+
+    q = 2 * 4096 * (32 + 8 + 8) * 128 + lora(4096, q=4096, k=1024, v=1024)
     attention = 4 * context * 32 * 128
-    mid = 2 * 4096 * 4096 + lora("o_proj", 4096, 4096)
+    mid = 2 * 4096 * 4096 + lora(4096, o=4096)
     product = 2 * 4096 * 2 * 14336
-    gate, up = lora("gate_proj", 4096, 14336), lora("up_proj", 4096, 14336)
-    assert table.recompute_flops(("x",)) == q + attention + mid + product + gate + up
+    both, gate, up = (lora(4096, **made) for made in (dict(gate=14336, up=14336), dict(gate=14336), dict(up=14336)))
+    assert table.recompute_flops(("x",)) == q + attention + mid + product + both
     assert table.recompute_flops(("x", "gate", "up")) == q + attention + mid
     assert table.recompute_flops(("x", "gate")) == q + attention + mid + product // 2 + up
     assert table.recompute_flops(("x", "attention", "up")) == q + mid + product // 2 + gate
-    assert table.recompute_flops(("x", "q", "mid")) == attention + product + gate + up
+    assert table.recompute_flops(("x", "q", "mid")) == attention + product + both
     assert table.recompute_flops(NAMES) == 0
 
 

@@ -140,6 +140,20 @@ def test_the_trained_adapter_rounds_as_the_served_one():
         np.testing.assert_array_equal(one.astype(jnp.float32), two.astype(jnp.float32))
 
 
+def test_a_module_left_out_of_the_product():
+    """Its output has no columns; the other's is what the whole product gives, to the bit."""
+    random = np.random.default_rng(3)
+    draw = lambda *shape: jnp.float32(random.standard_normal(shape))
+    x, y, names = jnp.bfloat16(draw(20, 64)), jnp.bfloat16(draw(20, 80)), ("gate_proj", "up_proj")
+    a, b = {name: draw(64, 8) for name in names}, {name: draw(8, 40) for name in names}
+    adapter = TrainedAdapter(a, b, jnp.float32(0.7), "reference")
+    whole = adapter("gate_up", x, y, (40, 40))
+    for place, widths in enumerate([(40, 0), (0, 40)]):
+        parts = adapter("gate_up", x, y[:, 40 * place : 40 * (place + 1)], widths)
+        assert tuple(part.shape[1] for part in parts) == widths
+        np.testing.assert_array_equal(parts[place].astype(jnp.float32), whole[place].astype(jnp.float32))
+
+
 def test_products_of_modules():
     assert products_of(("down_proj",)) == (3,)
     assert products_of(("up_proj", "v_proj", "q_proj")) == (0, 2)
