@@ -15,7 +15,7 @@ from flexjax.finetuning.packing import pack_group
 from flexjax.models.config import ModelConfig
 from flexjax.steps.kernels import Kernels
 from pallas_kernels import lora_expand
-from tests.ladder import DECODE, FULL, MICROBATCH, PROMPT, TAPED, Model, Rig, assert_trees_close, example
+from tests.ladder import DECODE, FULL, LEAN, MICROBATCH, PROMPT, TAPED, Model, Rig, assert_trees_close, example
 
 CONFIG = ModelConfig(
     **dict(model_type="llama", vocab_size=512, hidden_size=384, intermediate_size=512, num_layers=2, num_heads=6),
@@ -103,9 +103,9 @@ def test_serving(served):
     assert ours < SLACK * serving_error(Kernels(), served)
 
 
-def gradient_errors(kernels: Kernels) -> dict[tuple[str, str], float]:
+def gradient_errors(kernels: Kernels, tape: tuple[str, ...], rank: int) -> dict[tuple[str, str], float]:
     """Error of every factor's gradient relative to its norm; two packed sequences, windows that cut the first."""
-    rig, factors = rig_with(kernels, model(), tape=FULL), model().factors(rank=16, seed=7)
+    rig, factors = rig_with(kernels, model(), tape=tape), model().factors(rank, seed=7)
     tokens = [model().tokens(length, seed=length) for length in (180, 100)]
     rig.begin(factors, SCALE)
     rig.hold(0, *pack_group([example(each) for each in tokens], MICROBATCH, 0, 0))
@@ -118,8 +118,9 @@ def gradient_errors(kernels: Kernels) -> dict[tuple[str, str], float]:
 
 
 @pytest.mark.gpu
-def test_gradients():
-    ours, references = gradient_errors(KERNELS), gradient_errors(Kernels())
+@pytest.mark.parametrize("tape, rank", [(FULL, 16), (("x", "gate"), 16), (LEAN, 8)])
+def test_gradients(tape, rank):
+    ours, references = (gradient_errors(kernels, tape, rank) for kernels in (KERNELS, Kernels()))
     assert max(references.values()) < 0.2
     for key, reference in references.items():
         assert ours[key] < SLACK * reference + 0.002, key
