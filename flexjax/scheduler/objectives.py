@@ -17,7 +17,7 @@ FADING = 0.98
 class CoServe(Policy):
     """Requests first, finetuning in what the objective leaves: each iteration is planned below ``limit`` seconds.
 
-    While requests queue for want of rows and the first of them has used half its time to first token,
+    While requests queue for want of rows alone and the first of them has used half its time to first token,
     finetuning gets nothing: shorter iterations free rows sooner. While a request lacks pages, no tape grows, and the
     one whose backward pass has begun gets all the room there is: its pages come back when it ends. Otherwise
     finetuning gets eventual progress only where there is room: an objective that decoding alone exceeds leaves none
@@ -56,7 +56,7 @@ class CoServe(Policy):
 
     def finetune(self, view: View) -> Share:
         late = view.oldest_arrival is not None and view.now - view.oldest_arrival > self.ttft / 2
-        if view.serving_seconds and view.waiting and view.rows_full and late:
+        if view.serving_seconds and view.waiting and view.rows_full and late and not view.pages_short:
             return Share(limit=self.limit, tiles=0, units=0)
         tiles = 0 if view.pages_short else None
         fades = view.serving_seconds and not view.pages_short

@@ -101,6 +101,9 @@ def test_a_tape_that_holds_pages_requests_lack_is_finished_first_even_in_a_surge
     policy = policy_from_name("co_serve", objective=0.05, margin=0.0)
     share = policy.finetune(view(serving_seconds=0.02, surge=1.2, pages_short=True))
     assert (share.limit, share.tiles, share.units) == (0.05, 0, None)
+    queue = dict(waiting=3, rows_full=True, oldest_arrival=-60.0, serving_seconds=0.02)
+    assert policy.finetune(view(**queue)).units == 0, "rows that are missed come with shorter iterations"
+    assert policy.finetune(view(**queue, pages_short=True)).units is None
     gaps = policy_from_name("co_serve", objective=0.05, margin=0.0, itl=0.04)
     share = gaps.finetune(view(serving_seconds=0.01, pages_short=True))
     assert share.tiles == 0 and share.work == pytest.approx(0.03)
