@@ -74,28 +74,33 @@ def test_programs_without_kernels_are_lowered_here(processes, sent):
     assert not sent
 
 
-def test_a_process_that_ended_says_so_and_the_program_is_lowered_here(sent, caplog):
+def lowered_after(sent, breaking):
+    """The second program of a run whose process was broken after the first."""
     with LoweringProcesses("cpu", 1) as processes:
         programs = programs_with(processes)
         programs.forward(DECODE)
         sent.clear()
         (process,) = processes._processes
+        breaking(process)
+        return programs.forward(TAPED)
+
+
+def test_a_process_that_ended_says_so_and_the_program_is_lowered_here(sent, caplog):
+    def killed(process):
         process._process.kill()
         process._process.wait()
-        programs.forward(TAPED)
-    assert programs.forward(TAPED)(*random_arguments(programs.forward(TAPED).call, seed=0))
+
+    program = lowered_after(sent, killed)
+    assert program(*random_arguments(program.call, seed=0))
     assert not sent and "forward is lowered in this process: the process for it ended with -9" in caplog.text
 
 
 def test_half_an_answer_is_no_answer(sent, caplog):
-    with LoweringProcesses("cpu", 1) as processes:
-        programs = programs_with(processes)
-        programs.forward(DECODE)
-        sent.clear()
-        (process,) = processes._processes
+    def interrupted(process):
         process._process.stdout.close()
         process._process.stdout = io.BytesIO(pickle.dumps(b"half of this arrives")[:-8])
-        programs.forward(TAPED)
+
+    lowered_after(sent, interrupted)
     assert not sent and "forward is lowered in this process" in caplog.text
 
 
