@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from flexjax.fields import ConfigError, check_multiple, check_range, check_types
 from flexjax.layout import PAGE_TOKENS, RANK_UNIT
+from flexjax.sizes import Sizes, sizes_for
 
 TABLES = ("engine", "finetune", "server", "bench", "demo")
 REPEATED_TABLES = ("finetune",)
@@ -24,19 +25,20 @@ PATH_OR_NAME = types.MappingProxyType({"path": "if it exists"})
 class EngineConfig:
     """What the machine may use and which model runs on it.
 
-    None means "decide from the model or the memory"; ``resolved`` and the memory plan make new values of it.
+    None means "decide from the model, the device or the memory"; ``resolved`` and the memory plan make new values of
+    it. Sizes that are left out are those of `flexjax.sizes`.
 
     Attributes:
         model: directory of safetensors, ``.gguf`` file or hub name.
         revision: of a hub name.
         load_format: "dummy" makes random weights on the device.
         max_model_len: longest sequence in tokens, prompt and answer together.
-        max_rows: sequences that decode together.
+        max_rows: sequences that decode together; left out, the last of ``row_sizes``.
         row_sizes: decode slots of the layouts, ascending, the last one ``max_rows``. On a GPU multiples of 8: around
             products of other sizes XLA copies their inputs and outputs.
         chunk_sizes: chunk slots of the layouts, ascending multiples of 64.
         step_sizes: slots of the layouts with a chunk, rows included, ascending; each number of rows gets the chunks
-            that fill them, in multiples of 64 and at least 64. Wins over ``chunk_sizes``. A GPU computes in waves of
+            that fill them, in multiples of 64 and at least 64. Win over ``chunk_sizes``. A GPU computes in waves of
             tiles: on 132 multiprocessors multiples of 1,024 slots fill them for most models.
         pages: pages in the pool; None takes what the memory plan leaves.
         memory_fraction: share of the device's memory that flexjax may use.
@@ -68,9 +70,9 @@ class EngineConfig:
     load_format: Literal["auto", "dummy"] = "auto"
     seed: int = 0
     max_model_len: int | None = None
-    max_rows: int = 8
+    max_rows: int | None = None
     row_sizes: tuple[int, ...] | None = None
-    chunk_sizes: tuple[int, ...] = (64, 256)
+    chunk_sizes: tuple[int, ...] | None = None
     step_sizes: tuple[int, ...] | None = None
     pages: int | None = None
     memory_fraction: float = 0.9
@@ -78,8 +80,8 @@ class EngineConfig:
     max_adapters: int = 4
     adapter_rank_capacity: int = 64
     adapter_host_bytes: int = 4 * 2**30
-    microbatch_tokens: int = 512
-    backward_window: int = 256
+    microbatch_tokens: int | None = None
+    backward_window: int | None = None
     tape: Literal["auto"] | tuple[str, ...] = "auto"
     max_running_jobs: int = 2
     prefix_caching: bool = True
@@ -113,20 +115,26 @@ class EngineConfig:
     def _check_grids(self) -> None:
         check_multiple(self, "adapter_rank_capacity", RANK_UNIT)
         check_multiple(self, "backward_window", PAGE_TOKENS)
-        check_multiple(self, "microbatch_tokens", self.backward_window, "backward_window")
-        if not self.chunk_sizes or any(size < 1 or size % PAGE_TOKENS for size in self.chunk_sizes):
-            raise ConfigError(f"chunk_sizes is {list(self.chunk_sizes)}; it needs multiples of {PAGE_TOKENS}")
+        if self.backward_window is None:
+            check_multiple(self, "microbatch_tokens", PAGE_TOKENS)
+        else:
+            check_multiple(self, "microbatch_tokens", self.backward_window, "backward_window")
+        sizes = self.chunk_sizes
+        if sizes is not None and (not sizes or any(size < 1 or size % PAGE_TOKENS for size in sizes)):
+            raise ConfigError(f"chunk_sizes is {list(sizes)}; it needs multiples of {PAGE_TOKENS}")
         if self.step_sizes is not None and (not self.step_sizes or min(self.step_sizes) < PAGE_TOKENS):
             raise ConfigError(f"step_sizes is {list(self.step_sizes)}; it needs numbers of at least {PAGE_TOKENS}")
-        if self.row_sizes is not None and (self.row_sizes[-1:] != (self.max_rows,) or self.row_sizes[0] < 1):
-            raise ConfigError(
-                f"row_sizes is {list(self.row_sizes)}; it needs numbers of at least 1 that end with max_rows "
-                f"({self.max_rows})"
-            )
+        if self.row_sizes is not None:
+            self._check_row_sizes(self.row_sizes)
         for name in ("chunk_sizes", "step_sizes", "row_sizes"):
             sizes = getattr(self, name) or ()
             if list(sizes) != sorted(set(sizes)):
                 raise ConfigError(f"{name} is {list(sizes)}; the sizes must ascend")
+
+    def _check_row_sizes(self, sizes: tuple[int, ...]) -> None:
+        if not sizes or sizes[0] < 1 or self.max_rows not in (None, sizes[-1]):
+            end = "" if self.max_rows is None else f" that end with max_rows ({self.max_rows})"
+            raise ConfigError(f"row_sizes is {list(sizes)}; it needs numbers of at least 1{end}")
 
     def chunks_beside(self, rows: int) -> tuple[int, ...]:
         """Chunk slots of the layouts of so many rows."""
@@ -140,23 +148,40 @@ class EngineConfig:
         """``policy_options`` as a new dictionary."""
         return dict(self.policy_options)
 
-    def resolved(self, model_max_len: int) -> "EngineConfig":
-        """A configuration whose length, row sizes, policy and name are decided, given the model's context length."""
+    def resolved(self, model_max_len: int, platform: str) -> "EngineConfig":
+        """A configuration whose length, sizes, policy and name are decided.
+
+        Args:
+            model_max_len: the model's context length, tokens.
+            platform: jax's name for the devices that it will run on, "cpu" or "gpu".
+        """
         length = self.max_model_len or model_max_len
         if length > model_max_len:
             raise ConfigError(f"max_model_len is {length}; the model's context ends at {model_max_len} tokens")
-        quarter = -(-self.max_rows // 4)
-        few = (quarter if quarter < 8 else -(-quarter // 8) * 8,) if self.max_rows >= 4 else ()
         objective = self.tpot_objective_ms or self.itl_objective_ms
         policy = self.policy if self.policy != "auto" else "co_serve" if objective else "flat_out"
         name = Path(self.model).name if Path(self.model).exists() else self.model
         return dataclasses.replace(
             self,
             max_model_len=length,
-            row_sizes=self.row_sizes or (*few, self.max_rows),
+            **self._sizes(sizes_for(platform)),
             policy=policy,
             served_model_name=self.served_model_name or name,
         )
+
+    def _sizes(self, usual: Sizes) -> dict[str, Any]:
+        """The sizes that are given, and beside them what is usual."""
+        rows = self.max_rows or (self.row_sizes[-1] if self.row_sizes else usual.max_rows)
+        given = self.chunk_sizes or self.step_sizes
+        window = self.backward_window or usual.window_of(self.microbatch_tokens)
+        return {
+            "max_rows": rows,
+            "row_sizes": self.row_sizes or usual.row_sizes(rows),
+            "chunk_sizes": self.chunk_sizes if given else usual.chunk_sizes,
+            "step_sizes": self.step_sizes if given else usual.step_sizes,
+            "backward_window": window,
+            "microbatch_tokens": self.microbatch_tokens or -(-usual.microbatch_tokens // window) * window,
+        }
 
 
 def load_tables(path: str | Path) -> dict[str, Any]:

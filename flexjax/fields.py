@@ -87,8 +87,8 @@ def check_range(config: Any, name: str, low, high=None, open_low: bool = False, 
 
 
 def check_multiple(config: Any, name: str, unit: int, unit_name: str | None = None) -> None:
-    """Raises ConfigError unless the field ``name`` is a positive multiple of ``unit``."""
+    """Raises ConfigError unless the field ``name`` (None passes) is a positive multiple of ``unit``."""
     value = getattr(config, name)
-    if value < 1 or value % unit:
+    if value is not None and (value < 1 or value % unit):
         shown = f"{unit_name} = {unit}" if unit_name else unit
         raise ConfigError(f"{name} is {value}; it must be a positive multiple of {shown}")

@@ -113,12 +113,15 @@ def test_wrong_keys_and_types_are_refused_by_name(table, message):
         ({"step_sizes": (1024, 512)}, "step_sizes is .*; the sizes must ascend"),
         ({"step_sizes": (63, 512)}, r"step_sizes is \[63, 512\]; it needs numbers of at least 64"),
         ({"step_sizes": ()}, "step_sizes is"),
-        ({"row_sizes": (2, 4)}, r"row_sizes is \[2, 4\]; it needs .* end with max_rows \(8\)"),
+        ({"row_sizes": (2, 4), "max_rows": 8}, r"row_sizes is \[2, 4\]; it needs .* end with max_rows \(8\)"),
+        ({"row_sizes": (0, 4)}, r"row_sizes is \[0, 4\]; it needs numbers of at least 1$"),
+        ({"row_sizes": ()}, r"row_sizes is \[\]; it needs numbers of at least 1$"),
         ({"row_sizes": (8, 8)}, "the sizes must ascend"),
         ({"adapter_rank_capacity": 12}, "adapter_rank_capacity is 12; it must be a positive multiple of 8"),
+        ({"microbatch_tokens": 100}, "microbatch_tokens is 100; it must be a positive multiple of 64"),
         ({"backward_window": 100}, "backward_window is 100; it must be a positive multiple of 64"),
         (
-            {"microbatch_tokens": 384},
+            {"microbatch_tokens": 384, "backward_window": 256},
             "microbatch_tokens is 384; it must be a positive multiple of backward_window = 256",
         ),
     ],
@@ -144,20 +147,19 @@ def test_a_hub_name_stays_a_name_and_an_absolute_path_stays_absolute(tmp_path):
 
 def test_resolving_makes_a_new_value():
     config = engine(model="owner/model")
-    resolved = config.resolved(model_max_len=2048)
+    resolved = config.resolved(2048, "cpu")
     assert (config.max_model_len, config.row_sizes) == (None, None)
     assert (resolved.max_model_len, resolved.row_sizes, resolved.served_model_name) == (2048, (2, 8), "owner/model")
-    assert resolved.resolved(model_max_len=2048) == resolved
+    assert resolved.resolved(2048, "cpu") == resolved
 
 
 def test_an_objective_chooses_the_policy():
-    policies = {
-        values.resolved(64).policy for values in (engine(policy="price"), engine(policy="price", tpot_objective_ms=9))
-    }
+    priced = engine(policy="price"), engine(policy="price", tpot_objective_ms=9)
+    policies = {values.resolved(64, "cpu").policy for values in priced}
     assert policies == {"price"}
-    assert engine().resolved(64).policy == "flat_out"
-    assert engine(tpot_objective_ms=9).resolved(64).policy == "co_serve"
-    assert engine(itl_objective_ms=9).resolved(64).policy == "co_serve"
+    assert engine().resolved(64, "cpu").policy == "flat_out"
+    assert engine(tpot_objective_ms=9).resolved(64, "cpu").policy == "co_serve"
+    assert engine(itl_objective_ms=9).resolved(64, "cpu").policy == "co_serve"
     assert {"flat_out", "co_serve"} <= set(POLICIES)
 
 
@@ -171,20 +173,40 @@ def test_an_objective_chooses_the_policy():
     ],
 )
 def test_objectives_reach_the_policy_in_seconds(objectives, seconds):
-    policy = policy_of(engine(**objectives).resolved(64))
+    policy = policy_of(engine(**objectives).resolved(64, "cpu"))
     assert (policy.objective, policy.itl, policy.ttft) == seconds
 
 
 def test_co_serving_needs_an_objective():
     with pytest.raises(ConfigError, match="set tpot_objective_ms or itl_objective_ms"):
-        policy_of(engine(policy="co_serve", ttft_objective_ms=300).resolved(64))
+        policy_of(engine(policy="co_serve", ttft_objective_ms=300).resolved(64, "cpu"))
 
 
 def test_a_small_engine_has_one_row_size():
-    sizes = {rows: engine(max_rows=rows).resolved(model_max_len=64).row_sizes for rows in (3, 8, 36, 64)}
+    sizes = {rows: engine(max_rows=rows).resolved(64, "cpu").row_sizes for rows in (3, 8, 36, 64)}
     assert sizes == {3: (3,), 8: (2, 8), 36: (16, 36), 64: (16, 64)}, "a quarter, from 8 on in multiples of 8"
+
+
+@pytest.mark.parametrize(
+    ("platform", "given", "sizes"),
+    [
+        ("cpu", {}, (8, (2, 8), (64, 256), None, 512, 256)),
+        ("gpu", {}, (256, (32, 64, 128, 256), None, (384, 640, 1024, 1280, 2048), 4096, 2048)),
+        ("gpu", {"max_rows": 48}, (48, (48,), None, (384, 640, 1024, 1280, 2048), 4096, 2048)),
+        ("gpu", {"max_rows": 500}, (500, (64, 128, 256, 500), None, (384, 640, 1024, 1280, 2048), 4096, 2048)),
+        ("gpu", {"row_sizes": (16, 96), "chunk_sizes": (512,)}, (96, (16, 96), (512,), None, 4096, 2048)),
+        ("gpu", {"step_sizes": (1024,)}, (256, (32, 64, 128, 256), None, (1024,), 4096, 2048)),
+        ("cpu", {"microbatch_tokens": 384}, (8, (2, 8), (64, 256), None, 384, 192)),
+        ("cpu", {"backward_window": 320}, (8, (2, 8), (64, 256), None, 640, 320)),
+    ],
+)
+def test_sizes_left_out_suit_the_device(platform, given, sizes):
+    names = ("max_rows", "row_sizes", "chunk_sizes", "step_sizes", "microbatch_tokens", "backward_window")
+    resolved = engine(**given).resolved(8192, platform)
+    assert tuple(getattr(resolved, name) for name in names) == sizes
+    assert resolved.resolved(8192, "gpu") == resolved.resolved(8192, "cpu") == resolved, "nothing is left to decide"
 
 
 def test_a_length_beyond_the_model_is_refused():
     with pytest.raises(ConfigError, match="max_model_len is 4096; the model's context ends at 2048 tokens"):
-        engine(max_model_len=4096).resolved(model_max_len=2048)
+        engine(max_model_len=4096).resolved(2048, "cpu")

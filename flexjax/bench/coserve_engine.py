@@ -25,6 +25,9 @@ EPOCHS = 1000
 """More than any run holds; the job is cancelled."""
 
 LEARNING_RATE = 1e-6
+WINDOW = 256
+"""Slots of a backward unit unless [engine] says."""
+
 
 
 @dataclass(frozen=True)
@@ -85,10 +88,11 @@ class CoserveSetup:
         """Lengths, and places for the adapters served and those trained."""
         plan, jobs = self.plan, 1 + len(self.plan.more_jobs)
         ranks = [plan.rank] * (plan.adapters + 1) + [own.get("rank", plan.rank) for own in plan.more_jobs.values()]
-        window = own.get("backward_window", EngineConfig.backward_window)
+        window = own.get("backward_window", WINDOW)
         longest = max(max(self.lengths), self.trace.longest if self.trace else 0)
         return {
             "max_model_len": tiles_for(longest) * PAGE_TOKENS,
+            "backward_window": window,
             "microbatch_tokens": -(-max(self.lengths) // window) * window,
             "max_adapters": len(ranks),
             "adapter_rank_capacity": sum(map(padded_rank, ranks)),

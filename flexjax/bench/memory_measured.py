@@ -16,6 +16,7 @@ from flexjax.bench.step_setup import ALWAYS
 from flexjax.compiler.rematerialization import backward_work
 from flexjax.config import EngineConfig
 from flexjax.engine.engine import Engine
+from flexjax.engine.machine import platform_of
 from flexjax.engine.startup import dimensions_of
 from flexjax.finetuning.job import FinetuneJob
 from flexjax.layout import PAGE_TOKENS
@@ -90,6 +91,6 @@ def memory_config(model: Path, modules: Sequence[str], tokens: int, rank: int, w
     )
     shape = open_model(config.model).config
     tape = lean_plan(backward_work(shape, modules, dtype_of(config.dtype), mean_context=tokens // 2), shape).names
-    dims = dimensions_of(config.resolved(tokens), shape, tape)
+    dims = dimensions_of(config.resolved(tokens, platform_of(config)), shape, tape)
     pages = max(dims.microbatch_pages(tokens // PAGE_TOKENS), dims.context_pages)
     return replace(config, tape=tape, pages=pages)

@@ -21,6 +21,7 @@ from flexjax.compiler.rematerialization import backward_work, resolve_tape
 from flexjax.config import EngineConfig
 from flexjax.engine.engine import Engine
 from flexjax.engine.handles import FinetuneHandle
+from flexjax.engine.machine import platform_of
 from flexjax.engine.startup import dimensions_of
 from flexjax.finetuning.job import FinetuneJob, JobStatus
 from flexjax.layout import PAGE_TOKENS
@@ -108,7 +109,8 @@ def finetune_config(setup: StepSetup, case: StepCase) -> EngineConfig:
     if config.pages is not None:
         return config
     work = backward_work(setup.model, recipe.modules, dtype_of(config.dtype), mean_context=length // 2)
-    dims = dimensions_of(config.resolved(config.max_model_len), setup.model, resolve_tape(config.tape, work).names)
+    resolved = config.resolved(config.max_model_len, platform_of(config))
+    dims = dimensions_of(resolved, setup.model, resolve_tape(config.tape, work).names)
     blocks = config.microbatch_tokens // PAGE_TOKENS
     pages = math.ceil(plan.pool_microbatches * dims.microbatch_pages(blocks))
     return setup.engine_config(case, **needed, pages=max(pages, dims.context_pages))

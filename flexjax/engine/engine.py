@@ -22,6 +22,7 @@ from flexjax.engine.compilation import LayoutOffer, compile_job
 from flexjax.engine.handles import FinetuneHandle
 from flexjax.engine.job import Job, ShowCheckpoint, ShowTrained, optimizer_of, shape_of
 from flexjax.engine.loop import Loop
+from flexjax.engine.machine import platform_of
 from flexjax.engine.outputs import Collector
 from flexjax.engine.startup import Machine, policy_of
 from flexjax.engine.submission import Submission
@@ -54,7 +55,7 @@ class Engine:
     def __init__(self, config: EngineConfig, progress=None):
         source = open_model(config.model, config.revision)
         self.model = source.config
-        self.config = config.resolved(source.config.max_position_embeddings)
+        self.config = config.resolved(source.config.max_position_embeddings, platform_of(config))
         self.tokenizer = source.load_tokenizer() if source.has_tokenizer else None
         self.defaults = source.read_defaults(self.tokenizer)
         progress = progress or logger.info

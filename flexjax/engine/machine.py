@@ -39,6 +39,12 @@ def claim_memory(fraction: float) -> None:
         raise ConfigError(f"{FORMER_VARIABLE} is {former} and {MEMORY_VARIABLE} is {chosen}; set only the second")
 
 
+def platform_of(config: EngineConfig) -> str:
+    """What jax calls the devices of this machine, "cpu" or "gpu"; starts the runtime."""
+    claim_memory(config.memory_fraction)
+    return jax.default_backend()
+
+
 def memory_limit(config: EngineConfig) -> int:
     """Bytes the engine may use on one device."""
     if config.memory_bytes is not None:

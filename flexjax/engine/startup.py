@@ -14,7 +14,7 @@ from flexjax.engine.calibration import calibrate_forward
 from flexjax.engine.compilation import compile_layouts
 from flexjax.engine.layouts import LayoutCatalog
 from flexjax.engine.lowering import processes_for
-from flexjax.engine.machine import claim_memory, device_mesh, memory_limit, program_folder
+from flexjax.engine.machine import device_mesh, memory_limit, program_folder
 from flexjax.engine.programs import Programs
 from flexjax.engine.runner import Runner
 from flexjax.fields import ConfigError
@@ -97,7 +97,6 @@ class Machine:
     """
 
     def __init__(self, config: EngineConfig, source: ModelSource, progress: Callable[[str], None]):
-        claim_memory(config.memory_fraction)
         self.config, self.progress = config, progress
         self.catalog = LayoutCatalog(config, policy_of(config).layout)
         self.layouts = self.catalog.layouts

@@ -372,5 +372,5 @@ def test_set_ups_of_this_repository_are_whole(path, tmp_path):
     setup = CoserveSetup(plan, engine, path.parent, trace, [100, longest], tmp_path)
     for policy in ("co_serve", "finetune_only", "fixed_budget"):
         config = setup.engine_config(policy)
-        assert config.microbatch_tokens >= longest and policy_of(config.resolved(131072)) is not None
+        assert config.microbatch_tokens >= longest and policy_of(config.resolved(131072, "gpu")) is not None
     assert config.row_sizes[-1] >= 8 and all(size % 8 == 0 for size in config.row_sizes)

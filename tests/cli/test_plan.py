@@ -32,6 +32,15 @@ def test_memory_counts_the_pages(printed):
     assert re.search(r"pages \(120 of 64 tokens\) +1\.9 MiB", section(printed, "Memory"))
 
 
+def test_sizes_left_out_are_those_of_the_platform(work, capsys):
+    """4 numbers of rows, alone and beside 5 chunks, those with a tape too: 4 + 20 + 20 layouts; 24 with adapters."""
+    arguments = ["plan", "--model", str(work / "tiny"), "--platform", "gpu", "--set", "memory_bytes=1000000000"]
+    assert main(arguments) == 0
+    steps = capsys.readouterr().out.split("\n\n")[0]
+    assert "rows that decode 32, 64, 128, 256; slots of steps with prompts or windows 384, 640, 1,024" in steps
+    assert "44 layouts, 68 with adapters\nmicrobatches of up to 4,096 tokens, backward units of 2,048" in steps
+
+
 def test_pruning_needs_no_attention_for_an_adapter_behind_it(printed):
     """In the lowest layer, down_proj's gradient reads gate and up (72 float32 values each) and the cotangent only."""
     lowest = section(printed, "Pruning").split("\n\n")[1]
