@@ -96,8 +96,8 @@ class LayerGraph:
         def attention(v):
             return {"attention": tuple(attention_op.bind(v["q"], v["k"], v["v"], context=self.context))}
 
-        def qkv(v):
-            return {"q": self.layer(v).qkv_stage(v["x"], v["positions"], adapter(v["params"]))[0]}
+        def q(v):
+            return {"q": self.layer(v).q_stage(v["x"], v["positions"], adapter(v["params"]))}
 
         def output(v):
             return {"mid": self.layer(v).output_stage(v["x"], v["attention"][0], adapter(v["params"]))}
@@ -107,7 +107,7 @@ class LayerGraph:
             gate, up = self.layer(v).mlp_input_stage(v["mid"], adapter(v["params"]), only)
             return {"gate": gate, "up": up}
 
-        single = {("q",): qkv, ("attention",): attention, ("mid",): output}
+        single = {("q",): q, ("attention",): attention, ("mid",): output}
         return trace(single.get(outputs, mlp_input), self.shapes).reduced(frozenset(outputs))
 
     def pull_back(self) -> Graph:

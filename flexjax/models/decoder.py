@@ -41,16 +41,26 @@ class DecoderLayer(nnx.Module):
 
     def qkv_stage(self, x: jax.Array, positions: jax.Array, adapter) -> tuple[jax.Array, jax.Array, jax.Array]:
         """x [T, d], positions [T] -> q [T, Hq, D], k and v [T, Hkv, D], rotated; local heads."""
-        config = self.config
-        h = self._replicated(rms_norm(x, self.input_norm[...], config.rms_norm_eps))
-        fused = product(h, self.qkv[...])
-        if config.attention_bias:
-            fused = fused + jnp.pad(self.qkv_bias[...], (0, fused.shape[1] - len(self.qkv_bias[...])))
-        q_width, kv_width = self.query_heads * config.head_dim, self.kv_heads * config.head_dim
-        modules = adapter("qkv", h, fused, (q_width, kv_width, kv_width))
-        q, k, v = (y.reshape(len(x), -1, config.head_dim) for y in modules)
-        frequencies = rotary_frequencies(config)
+        width, frequencies = self.config.head_dim, rotary_frequencies(self.config)
+        kv_width = self.kv_heads * width
+        modules = adapter("qkv", *self._qkv(x), (self.query_heads * width, kv_width, kv_width))
+        q, k, v = (y.reshape(len(x), -1, width) for y in modules)
         return rotate(q, positions, frequencies), rotate(k, positions, frequencies), v
+
+    def q_stage(self, x: jax.Array, positions: jax.Array, adapter) -> jax.Array:
+        """The q of `qkv_stage`, without the products of k and v."""
+        q_width = self.query_heads * self.config.head_dim
+        q, _, _ = adapter("qkv", *self._qkv(x, q_width), (q_width, 0, 0))
+        return rotate(q.reshape(len(x), -1, self.config.head_dim), positions, rotary_frequencies(self.config))
+
+    def _qkv(self, x: jax.Array, leading: int | None = None) -> tuple[jax.Array, jax.Array]:
+        """The input of q, k and v, and what the frozen product makes of it, or its leading columns."""
+        h = self._replicated(rms_norm(x, self.input_norm[...], self.config.rms_norm_eps))
+        fused = product(h, self.qkv[...][:leading])
+        if self.config.attention_bias:
+            bias = self.qkv_bias[...][:leading]
+            fused = fused + jnp.pad(bias, (0, fused.shape[1] - len(bias)))
+        return h, fused
 
     def output_stage(self, x: jax.Array, attention: jax.Array, adapter) -> jax.Array:
         """x [T, d], attention [T, Hq, D] -> x plus the projected attention, [T, d]."""

@@ -101,7 +101,7 @@ class Window:
         """The taped values and, through the layer's own stages, the missing ones."""
         values = dict(values)
         if "q" not in values:
-            values["q"], _, _ = self.layer.qkv_stage(values["x"], self.positions, adapter)
+            values["q"] = self.layer.q_stage(values["x"], self.positions, adapter)
         if "attention" not in values:
             values["attention"], values["lse"] = self.attention(values["q"])
         if "mid" not in values:
