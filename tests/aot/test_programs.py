@@ -106,12 +106,12 @@ def test_kernels_are_in_the_programs(programs, name):
 
 
 def test_what_a_backward_unit_makes_again_is_added_in_place(programs):
-    """To q with k and v, to mid, and to gate with up, once each: the stages that are pulled back make no outputs. No
+    """To q, to mid, and to gate with up, once each: the stages that are pulled back make no outputs. No
     sum waits in float32 to be added, and no product is copied."""
     text = programs.lean_backward(JOB).call.as_text()
     calls = [line for line in text.splitlines() if '"mosaic_gpu_v2"' in line and "/lora_expand/" in line]
     assert [re.search(r" = (\w+\[[\d,]*\])", call)[1] for call in calls] == [
-        f"bf16[2048,{width}]" for width in (6144, 4096, 28672)
+        f"bf16[2048,{width}]" for width in (4096, 4096, 28672)
     ]
     assert all("output_to_operand_aliasing={{}: (0, {})}" in call for call in calls)
     fused = set(CALLED.findall(text))

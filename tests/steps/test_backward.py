@@ -80,8 +80,9 @@ def test_every_tape_and_window(tape, window):
     assert_trees_close(rig.factor_gradients(), expected, TOLERANCE)
 
 
-def test_biases_tied_embeddings_and_grouped_queries():
-    rig = packed_rig(QWEN)
+@pytest.mark.parametrize("tape", [LEAN, FULL], ids=["lean", "full"])
+def test_biases_tied_embeddings_and_grouped_queries(tape):
+    rig = packed_rig(QWEN, tape=tape)
     loss = rig.train(0)
     expected_loss, expected = expected_of(QWEN)
     assert loss == pytest.approx(expected_loss, rel=1e-6)
