@@ -12,6 +12,7 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from socket import socket
 from typing import Any
@@ -23,7 +24,8 @@ from flexjax.cli.adapters import add_adapter_arguments, load_adapters
 from flexjax.cli.jobs import CommandJobs, add_job_arguments, forget_checkpoints, job_settings, resume_command
 from flexjax.cli.progress import show
 from flexjax.cli.settings import Settings, add_engine_arguments, read_settings
-from flexjax.config import from_table, load_tables
+from flexjax.config import EngineConfig, from_table, load_tables
+from flexjax.engine.machine import platform_of
 from flexjax.request import SamplingParams
 from flexjax.server.app import create_app
 from flexjax.server.config import ServerConfig
@@ -38,6 +40,9 @@ KEY_VARIABLE = "FLEXJAX_API_KEY"
 """Of the environment: a key, where no option gives one."""
 
 HIDDEN = "a key"
+
+OBJECTIVE_MS = 50.0
+"""For an output token, on a GPU where nothing else is said."""
 
 FAILED = 1
 """Exit status when the engine's thread has died, so that a supervisor starts the service again."""
@@ -84,6 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
     read_keys(config)  # before the model is loaded, so that a mistake shows at once
     settings = job_settings(read_settings(arguments), arguments.output)
     settings = settings.with_checkpoints(Path(config.data_dir) / CHECKPOINTS)
+    settings = replace(settings, engine=with_objective(settings.engine, platform_of(settings.engine)))
     with bind(config) as listener:
         show_log()
         succeeded, failure = serve(settings, config, listener, arguments)
@@ -95,6 +101,13 @@ def run(arguments: argparse.Namespace) -> int:
     if failure is not None:
         show(f"the engine has failed: {failure}\nstart the service again: jobs of clients go on from their checkpoints")
     return 0 if failure is None else FAILED
+
+
+def with_objective(config: EngineConfig, platform: str) -> EngineConfig:
+    """A service's clients bring jobs when they like, which must not make others' answers ten times as slow: with
+    neither a policy nor an objective for tokens, it has one on a GPU. What a CPU can keep depends on the model."""
+    chosen = config.policy != "auto" or config.tpot_objective_ms or config.itl_objective_ms
+    return config if chosen or platform == "cpu" else replace(config, tpot_objective_ms=OBJECTIVE_MS)
 
 
 def without_keys(command_line: list[str]) -> list[str]:
@@ -165,5 +178,17 @@ def show_service(engine: "flexjax.Engine", config: ServerConfig, address: str) -
         f"{settings.served_model_name} ({settings.model}, {settings.dtype}): {settings.max_rows} rows of at most "
         f"{settings.max_model_len} tokens, {config.max_queue} more may wait"
     )
+    show(room_of_jobs(settings))
     show(read_keys(config).summary)
     show(f"ready: {address}/v1")
+
+
+def room_of_jobs(config: EngineConfig) -> str:
+    """What finetuning may do to requests; ``config`` is resolved."""
+    limits = {"an output token": config.tpot_objective_ms, "a gap between two": config.itl_objective_ms}
+    if config.policy == "co_serve":
+        kept = " and ".join(f"{limit:g} ms {what}" for what, limit in limits.items() if limit is not None)
+        return f"finetuning takes the time that requests leave within {kept}"
+    if config.policy == "flat_out":
+        return "finetuning takes all the room it finds: there is no objective; tpot_objective_ms is one"
+    return f"finetuning: policy {config.policy}"

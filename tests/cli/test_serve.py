@@ -17,8 +17,8 @@ import openai
 import pytest
 
 from flexjax.cli import main
-from flexjax.cli.serve import KEY_VARIABLE, add_arguments, server_config, without_keys
-from flexjax.config import load_tables
+from flexjax.cli.serve import KEY_VARIABLE, add_arguments, room_of_jobs, server_config, with_objective, without_keys
+from flexjax.config import EngineConfig, load_tables
 from flexjax.server.config import ServerConfig
 from flexjax.tokenizer import Tokenizer
 from tests.cli.conftest import write_config
@@ -90,7 +90,7 @@ def check_refusal(url: str) -> None:
 
 def check_shown(shown: str, rest: str) -> None:
     engine = ("ready 1 of", "weights", "sampling ready in", "devices: cpu")
-    for words in (*engine, "adapters: counter", "4 rows of at most 256 tokens"):
+    for words in (*engine, "adapters: counter", "4 rows of at most 256 tokens", "finetuning takes all the room"):
         assert words in shown
     assert f"SIGTERM: refusing new work, {SAMPLES} sequences end" in rest
     assert "stopped" in rest and "Traceback" not in rest
@@ -172,3 +172,19 @@ def test_mistakes_are_refused_before_the_model_is_loaded(tmp_path, capsys, table
     assert main(["serve", str(tmp_path / "c.toml")]) == 2
     out, error = capsys.readouterr()
     assert out == "" and error.count("\n") == 1 and message in error
+
+
+@pytest.mark.parametrize(
+    ("platform", "given", "objective", "room"),
+    [
+        ("gpu", {}, 50.0, "the time that requests leave within 50 ms an output token"),
+        ("cpu", {}, None, "all the room it finds: there is no objective; tpot_objective_ms is one"),
+        ("gpu", {"policy": "flat_out"}, None, "all the room it finds: there is no objective; tpot_objective_ms is one"),
+        ("gpu", {"tpot_objective_ms": 20}, 20.0, "the time that requests leave within 20 ms an output token"),
+        ("gpu", {"itl_objective_ms": 30}, None, "the time that requests leave within 30 ms a gap between two"),
+    ],
+)
+def test_jobs_of_clients_find_an_objective_on_a_gpu(platform, given, objective, room):
+    config = with_objective(EngineConfig(model="m", **given), platform)
+    assert config.tpot_objective_ms == objective
+    assert room_of_jobs(config.resolved(64, platform)) == f"finetuning takes {room}"
