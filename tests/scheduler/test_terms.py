@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from flexjax.layout import SlotLayout
+from flexjax.scheduler.draft import Draft
 from flexjax.scheduler.latency import LatencyModel
 from flexjax.scheduler.output import Unit, UnitKind
 from flexjax.scheduler.terms import PROGRAMS, span_of, unit_term
@@ -48,3 +50,15 @@ def test_a_lean_unit_has_prices_of_its_own_that_a_file_keeps(tmp_path):
     for table in (model, LatencyModel.load(tmp_path / "table.json")):
         assert table.work_seconds(BACKWARD.work) == pytest.approx(1.384e-3)
         assert table.work_seconds(LEAN.work) == pytest.approx(3.96e-3)
+
+
+def test_an_iteration_pays_a_rich_and_a_lean_unit_each_its_own_price():
+    """1 ms and 3 ms, in either order."""
+    model = LatencyModel()
+    model.calibrate(("backward", 128), 1e-3)
+    model.calibrate(("lean_backward", 128), 3e-3)
+    for units in ((BACKWARD, LEAN), (LEAN, BACKWARD)):
+        draft = Draft(0, [SlotLayout(4)], model)
+        for unit in units:
+            draft.add_unit(unit)
+        assert draft.seconds == pytest.approx(4e-3)
