@@ -19,7 +19,8 @@ from flexjax.finetuning.job_run import JobRun
 from flexjax.finetuning.packing import PackedMicrobatch
 from flexjax.layout import PAGE_TOKENS
 from flexjax.request import Request, SamplingParams
-from flexjax.scheduler import Completion, Iteration, Microbatch, Scheduler
+from flexjax.scheduler import Completion, Iteration, Microbatch, Scheduler, UnitKind
+from flexjax.scheduler.terms import unit_term
 
 IDLE_PAUSE = 0.001
 MEMORY_SECONDS = 1.0
@@ -262,8 +263,8 @@ def calibrate(scheduler: Scheduler, device: VirtualDevice, window: int, context:
             rows, tiles = layout.rows * rows, layout.tiles * tiles
             seconds = factor * roofline.forward(layout, rows, tiles)
             latency.calibrate(("forward", layout), seconds, rows + tiles, tiles)
-    latency.calibrate(("loss", window), next(factors) * roofline.loss(window))
+    latency.calibrate(unit_term(UnitKind.LOSS, window), next(factors) * roofline.loss(window))
     factor = next(factors)
     for each in (64, context):
         seen = window // PAGE_TOKENS * each
-        latency.calibrate(("backward", window), factor * roofline.backward(window, seen), seen)
+        latency.calibrate(unit_term(UnitKind.BACKWARD, window), factor * roofline.backward(window, seen), seen)

@@ -19,7 +19,8 @@ from flexjax.compiler.flops import count_flops
 from flexjax.models.build import abstract_decoder
 from flexjax.models.config import ModelConfig
 from flexjax.models.decoder import DecoderLayer
-from flexjax.models.lora import TrainedAdapter, module_widths
+from flexjax.models.lora import module_widths
+from flexjax.models.trained_adapter import TrainedAdapter
 
 NAMES = ("x", "q", "attention", "mid", "gate", "up")
 """Named inputs of a layer's stages, in the order in which the layer makes them; "attention" with its log-sum-exp."""

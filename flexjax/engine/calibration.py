@@ -10,7 +10,8 @@ from flexjax.engine.batch import SamplingBatch
 from flexjax.engine.runner import Runner
 from flexjax.layout import PAGE_TOKENS, SlotLayout, tiles_for
 from flexjax.request import SamplingLevel
-from flexjax.scheduler import LatencyModel
+from flexjax.scheduler import LatencyModel, UnitKind
+from flexjax.scheduler.terms import unit_term
 from flexjax.state import Dimensions, gradient_shapes
 from flexjax.step_batch import backward_fields, forward_fields, host_batch, loss_fields, sampling_fields
 
@@ -61,12 +62,12 @@ def calibrate_job(runner: Runner, latency: LatencyModel, name: str) -> None:
     """
     dims, job = runner.programs.dims, runner.jobs[name]
     packed, _ = host_batch(loss_fields(dims))
-    latency.calibrate(("loss", dims.window), seconds_of(lambda: runner.loss(job, packed), 2))
+    latency.calibrate(unit_term(UnitKind.LOSS, dims.window), seconds_of(lambda: runner.loss(job, packed), 2))
     for lean in [False, True][: 1 + (dims.lean_tape is not None)]:
         for start in sorted({0, dims.microbatch - dims.window}):
             packed, context = idle_backward(dims.lean if lean else dims, start)
             seconds = seconds_of(lambda packed=packed, lean=lean: runner.backward(job, 0, packed, lean), 5)
-            latency.calibrate(("lean_" * lean + "backward", dims.window), seconds, context)
+            latency.calibrate(unit_term(UnitKind.BACKWARD, dims.window, lean), seconds, context)
     job.gradients = None
     job.gradients = runner.programs.zeros(gradient_shapes(dims, job.shape.rank, job.shape.modules), "gradients")
 

@@ -12,7 +12,7 @@ from flexjax.engine.layouts import LayoutCatalog
 from flexjax.engine.loop import Loop
 from flexjax.engine.programs import JobShape, Programs
 from flexjax.layout import SlotLayout
-from flexjax.request import SamplingLevel
+from flexjax.request import SamplingLevel, SamplingParams
 
 logger = logging.getLogger(__name__)
 
@@ -90,10 +90,14 @@ class LayoutOffer:
         self.catalog.add_adapters()
         self._offer()
 
-    def flags(self, **flags: bool) -> None:
-        """Steps may have these flags from now on."""
-        self.catalog.add_flags(**flags)
-        self._offer()
+    def requests(self, sampling: SamplingParams) -> None:
+        """Requests may sample so from now on."""
+        logprobs = sampling.logprobs is not None or sampling.prompt_logprobs is not None
+        self._programs.offer_sampling(self.catalog.row_sizes, sampling.level, logprobs)
+        for flag in ("logprobs", "prompt_logprobs"):
+            if getattr(sampling, flag) is not None:
+                self.catalog.add_flags(logprobs=True, prompt_logprobs=flag == "prompt_logprobs")
+                self._offer()
 
     def _offer(self) -> None:
         with self._lock:

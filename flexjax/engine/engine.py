@@ -3,11 +3,9 @@
 Calls may come from any thread; the device belongs to the engine's own (`flexjax.engine.loop`).
 """
 
-import itertools
 import logging
 import os
 import queue
-import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -15,22 +13,21 @@ from pathlib import Path
 
 from flexjax.config import EngineConfig, from_table, load_tables
 from flexjax.engine.adapter_library import AdapterLibrary, Ready
-from flexjax.engine.adapters import AdapterTable, AdapterVersion
-from flexjax.engine.batch import Serving
+from flexjax.engine.adapters import AdapterTable
 from flexjax.engine.checkpoints import Checkpoints
 from flexjax.engine.compilation import LayoutOffer, compile_job
 from flexjax.engine.handles import FinetuneHandle
+from flexjax.engine.intake import Intake
 from flexjax.engine.job import Job, ShowCheckpoint, ShowTrained, optimizer_of, shape_of
 from flexjax.engine.loop import Loop
 from flexjax.engine.machine import platform_of
-from flexjax.engine.outputs import Collector
 from flexjax.engine.startup import Machine, policy_of
 from flexjax.engine.submission import Submission
 from flexjax.engine.trainer import Trainer
 from flexjax.fields import ConfigError
 from flexjax.finetuning.job import FinetuneJob
 from flexjax.finetuning.job_run import JobRun
-from flexjax.request import Request, RequestOutput, SamplingParams
+from flexjax.request import RequestOutput, SamplingParams
 from flexjax.scheduler import Scheduler
 from flexjax.weights.adapter import LoraAdapter, fresh_adapter
 from flexjax.weights.peft import read_adapter
@@ -61,8 +58,6 @@ class Engine:
         progress = progress or logger.info
         machine = Machine(self.config, source, progress)
         self.memory_plan, self._runner = machine.plan, machine.runner
-        self._ids = itertools.count(1)
-        self._random = random.Random(self.config.seed)
         self.scheduler = Scheduler(
             machine.layouts,
             pages=machine.plan.pages,
@@ -78,6 +73,8 @@ class Engine:
         self.trainer = Trainer(self._runner, self.scheduler, tier, jobs, self.checkpoints, announce)
         self.loop = Loop(self.scheduler, self._runner, self.trainer, tier)
         self._layouts = LayoutOffer(machine.catalog, self._runner.programs, self.loop, progress)
+        stops = self.defaults.stop_token_ids
+        self._intake = Intake(self.config, stops, self.tokenizer, self.loop, self.library, self._layouts)
         self.library.open(self.loop)
         self.loop.start()
 
@@ -181,10 +178,7 @@ class Engine:
         """As `submit_all`, without waiting for the engine's thread: the ids, or why it refused, are in the future,
         which must not be cancelled."""
         settled = [each._replace(sampling=each.sampling or self.sampling_defaults()) for each in submissions]
-        for sampling in {each.sampling for each in settled}:
-            self._require_programs(sampling)
-        made = [self._requests(each.prompt, each.sampling, each.priority) for each in settled]
-        return self.loop.post(self._add_all, settled, made)
+        return self._intake.submit(settled)
 
     def cancel(self, request_ids: list[int]) -> None:
         """End requests at once, with finish reason "abort"; those that have ended are left as they are."""
@@ -218,58 +212,9 @@ class Engine:
             self.cancel([each for group in ids for each in group])
             raise
 
-    def _requests(self, prompt: list[int], sampling: SamplingParams, priority: int) -> list[tuple[Request, int]]:
-        """The n requests of a prompt, each with its index."""
-        return [self._request(prompt, sampling, index, priority) for index in range(sampling.n)]
-
     def _collect(self, ids: list[int], listener: queue.SimpleQueue) -> list[RequestOutput]:
         final = [each for each in self._listen(ids, listener) if each.finish_reason is not None]
         return sorted(final, key=lambda output: output.index)
-
-    def _request(self, prompt: list[int], sampling: SamplingParams, index: int, priority: int) -> tuple[Request, int]:
-        room = self.config.max_model_len - len(prompt)
-        if not prompt or room < 1:
-            raise ValueError(
-                f"the prompt has {len(prompt)} tokens; it needs 1 to {self.config.max_model_len - 1}, since "
-                f"max_model_len is {self.config.max_model_len}"
-            )
-        stops = frozenset(sampling.stop_token_ids)
-        request = Request(
-            id=next(self._ids),
-            prompt=tuple(prompt),
-            sampling=sampling,
-            max_new_tokens=min(room, sampling.max_tokens or room),
-            stop_token_ids=stops if sampling.ignore_eos else stops | self.defaults.stop_token_ids,
-            priority=priority,
-            arrival=self.loop.clock(),
-        )
-        return request, index
-
-    def _add_all(self, submissions: Sequence[Submission], made: Sequence[list[tuple[Request, int]]]) -> list[list[int]]:
-        """On the engine's thread: pin each adapter's newest version and queue the requests, or queue none."""
-        versions = [self.adapters.find(each.adapter) for each in submissions]
-        for version, new in zip(versions, made, strict=True):
-            self.library.tier.require_possible(version)
-            self.scheduler.require_possible(replace(new[0][0], adapter_version=version.version))
-        for submission, version, new in zip(submissions, versions, made, strict=True):
-            self._add_requests(new, version, submission)
-        return [[request.id for request, _ in new] for new in made]
-
-    def _add_requests(self, new: list[tuple[Request, int]], version: AdapterVersion, submission: Submission) -> None:
-        for request, index in new:
-            request = replace(request, adapter_version=version.version, cache_salt=submission.cache_salt)
-            seed = request.sampling.seed
-            seed = self._random.getrandbits(32) if seed is None else (seed + index) & 0xFFFFFFFF
-            serving = Serving(request, version, seed, list(request.prompt))
-            self.loop.add_request(serving, Collector(request, index, self.tokenizer, submission.listener))
-
-    def _require_programs(self, sampling: SamplingParams) -> None:
-        """Compile, on the caller's thread, what a request needs that is not there yet."""
-        logprobs = sampling.logprobs is not None or sampling.prompt_logprobs is not None
-        self._runner.programs.offer_sampling(self.config.row_sizes, sampling.level, logprobs)
-        for flag in ("logprobs", "prompt_logprobs"):
-            if getattr(sampling, flag) is not None:
-                self._layouts.flags(logprobs=True, prompt_logprobs=flag == "prompt_logprobs")
 
     def _tokenizer(self):
         if self.tokenizer is None:

@@ -16,10 +16,13 @@ class LayoutCatalog:
 
     Args:
         pinned: the one layout that a policy uses, if it does.
+
+    Attributes:
+        row_sizes: decode slots that layouts have, ascending.
     """
 
     def __init__(self, config: EngineConfig, pinned: SlotLayout | None = None):
-        self._max_rows = config.max_rows
+        self.row_sizes, self._max_rows = config.row_sizes, config.max_rows
         self._plain = _plain_layouts(config)
         self._tapes = [replace(each, base_only=False, tape=True) for each in self._plain if each.chunk]
         self._adapters, self._tapes_wanted = False, config.policy != "inference_only"

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
 
-import jax
 from flax import nnx
 from jax.sharding import Mesh
 
 from flexjax.engine.blueprint import Lowered
+from flexjax.engine.jax_settings import jax_settings
 from flexjax.state import Dimensions
 from flexjax.steps.kernels import Kernels
 from pallas_kernels.paged_attention.tiling import multiprocessors
@@ -32,8 +32,6 @@ logger = logging.getLogger(__name__)
 
 MOST_PROCESSES = 8
 PLATFORMS = {"gpu": "cuda", "cpu": "cpu"}
-OWN_SETTINGS = ("platform", "device", "cache", "dump")
-"""Parts of names of jax's settings that a process without a device has for itself."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Order:
         definition, frozen, dims, kernels: what `Programs` is made of.
         key: of the program there.
         platform: that it is for, in jax's words; multiprocessors: of that device.
-        settings: jax's, of the process that asks.
+        settings: of `jax_settings`, in the process that asks.
     """
 
     definition: nnx.GraphDef
@@ -96,7 +94,7 @@ class LoweringProcesses:
             process = self._idle.get()
             try:
                 device = PLATFORMS[self._platform], multiprocessors()
-                return process.lowered(Order(definition, frozen, dims, kernels, key, *device, settings())).body
+                return process.lowered(Order(definition, frozen, dims, kernels, key, *device, jax_settings())).body
             except LoweringFailed as error:
                 logger.warning("%s is lowered in this process: %s", key[0], error)
                 return None
@@ -158,9 +156,3 @@ def processes_for(mesh: Mesh) -> LoweringProcesses:
     platform = mesh.devices.flat[0].platform
     pays = platform == "gpu" and mesh.size == 1
     return LoweringProcesses(platform, min(MOST_PROCESSES, (os.cpu_count() or 1) // 2) if pays else 0)
-
-
-def settings() -> dict[str, Any]:
-    """Those of jax that decide how a program is lowered."""
-    values = jax.config.values.items()
-    return {name: value for name, value in values if not any(part in name for part in OWN_SETTINGS)}

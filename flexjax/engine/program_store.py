@@ -26,6 +26,7 @@ from jax.sharding import Mesh
 
 import pallas_kernels
 from flexjax.engine.blueprint import Blueprint, Compiled
+from flexjax.engine.jax_settings import jax_settings
 
 logger = logging.getLogger(__name__)
 
@@ -111,11 +112,10 @@ def write(file: Path, payload: bytes) -> None:
 def surroundings() -> tuple:
     """What decides a program beside its own sizes and devices."""
     versions = [f"{package} {version(package)}" for package in ("jax", "jaxlib", "flax", "optax")]
-    settings = {name: value for name, value in jax.config.values.items() if "cache" not in name and "dump" not in name}
     variables = {name: value for name, value in os.environ.items() if name.startswith(SETTING_VARIABLES)}
     source = digest_of_source((PACKAGE, Path(pallas_kernels.__file__).parent))
     machine = platform.python_version(), platform.machine()
-    return source, *machine, versions, sorted(settings.items()), sorted(variables.items())
+    return source, *machine, versions, sorted(jax_settings().items()), sorted(variables.items())
 
 
 def digest_of_source(folders: Iterable[Path]) -> str:

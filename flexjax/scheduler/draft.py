@@ -180,7 +180,7 @@ class Draft:
         return self._latency.overhead + forward + self.work_seconds
 
     def _seconds_of(self, unit: Unit) -> float:
-        key = (unit.kind, unit.slots, unit.context)
+        key = (unit.kind, unit.slots, unit.context, unit.lean)
         if key not in self._unit_seconds:
             self._unit_seconds[key] = self._latency.work_seconds(unit.work)
         return self._unit_seconds[key]

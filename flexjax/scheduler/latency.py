@@ -9,15 +9,10 @@ from pathlib import Path
 from flexjax.layout import SlotLayout
 from flexjax.scheduler.latency_fit import Sample, fitted, interpolate
 from flexjax.scheduler.output import Iteration
+from flexjax.scheduler.terms import PROGRAMS, span_of
 
 GUESSED_UPDATE_SECONDS = 1e-3
 """Stands in until something was measured; the first observations replace it."""
-
-PROGRAMS = ("forward", "loss", "backward", "lean_backward", "update")
-"""Kinds of terms that are compiled programs; the others are prices of a position in them."""
-
-SPANS = {"backward": "span", "lean_backward": "lean_span"}
-"""Of programs whose time grows with the positions that their window attends to, the kind of a position's price."""
 
 SMALLEST_SECONDS = 1e-9
 SMALLEST_SPREAD = 0.02
@@ -83,8 +78,7 @@ class LatencyModel:
         """Takes a measurement of one program alone; several of the same program are fitted together.
 
         Args:
-            key: ("forward", SlotLayout), ("loss", window), ("backward", window), ("lean_backward", window) or
-                ("update",).
+            key: the program's term, of `flexjax.scheduler.terms`.
             context_tokens, tile_context: as in ``Iteration``, or the first as in ``Unit``. Two different ones determine
                 a price per position, and a layout's own for tiles if their share differs.
         """
@@ -96,8 +90,8 @@ class LatencyModel:
         found = {key: max(base, SMALLEST_SECONDS)}
         if key[0] == "forward":
             found |= {("rows", key[1]): rows, ("tiles", key[1]): tiles}
-        elif key[0] in SPANS:
-            found[SPANS[key[0]], key[1]] = rows
+        elif (span := span_of(key)) is not None:
+            found[span] = rows
         self.prices |= found
         self._calibrated |= found
         self._guessed.clear()

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from flexjax.layout import SlotLayout
 from flexjax.request import FinishReason
+from flexjax.scheduler.terms import span_of, unit_term
 
 
 class DecodeSlot(NamedTuple):
@@ -94,15 +95,13 @@ class Unit:
     @property
     def program(self) -> tuple:
         """Key of the compiled program in the latency model."""
-        if self.kind is UnitKind.UPDATE:
-            return (str(self.kind),)
-        return ("lean_" * self.lean + self.kind, self.slots)
+        return unit_term(self.kind, self.slots, self.lean)
 
     @property
     def work(self) -> dict[tuple, int]:
         """Amount of each term of the latency model."""
-        span = "lean_" * self.lean + "span"
-        return {self.program: 1} | ({(span, self.slots): self.context} if self.context else {})
+        program = self.program
+        return {program: 1} | ({span_of(program): self.context} if self.context else {})
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from flax import nnx
 from flexjax.layout import PAGE_TOKENS
 from flexjax.models.bits import from_bits
 from flexjax.models.decoder import DecoderLayer
-from flexjax.models.lora import Dropout, TrainedAdapter
+from flexjax.models.dropout import Dropout
+from flexjax.models.trained_adapter import TrainedAdapter
 from flexjax.state import LSE, Dimensions, Gradients, Master
 from flexjax.step_batch import backward_fields, unpack
 from flexjax.steps import tape

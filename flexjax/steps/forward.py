@@ -16,8 +16,10 @@ from flax import nnx
 from flexjax.layout import PAGE_TOKENS, SlotLayout
 from flexjax.models.build import dotted
 from flexjax.models.decoder import Decoder, DecoderLayer
-from flexjax.models.lora import PRODUCTS, Dropout, ResidentAdapters, modules_of, no_adapter
+from flexjax.models.dropout import Dropout
+from flexjax.models.lora import PRODUCTS, modules_of, no_adapter
 from flexjax.models.matrices import rows_behind
+from flexjax.models.resident_adapters import ResidentAdapters
 from flexjax.request import MAX_LOGPROBS
 from flexjax.state import LSE, AdapterStack, Dimensions, RowState
 from flexjax.step_batch import forward_fields, unpack

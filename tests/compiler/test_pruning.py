@@ -10,7 +10,8 @@ from flexjax.compiler.layer_graph import NAMES
 from flexjax.compiler.pruning import pruning_table
 from flexjax.fields import ConfigError
 from flexjax.models.decoder import DecoderLayer
-from flexjax.models.lora import MODULES, TrainedAdapter, module_widths
+from flexjax.models.lora import MODULES, module_widths
+from flexjax.models.trained_adapter import TrainedAdapter
 from flexjax.state import TAPE_NAMES, Dimensions
 
 ALL = set(NAMES)

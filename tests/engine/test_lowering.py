@@ -115,7 +115,7 @@ def test_where_no_process_can_be_started_programs_are_lowered_here(sent, caplog,
 def test_a_process_that_cannot_lower_says_why_and_goes_on(processes, sent, caplog, monkeypatch):
     programs = programs_with(processes)
     with monkeypatch.context() as patch:
-        patch.setattr(lowering, "settings", lambda: {"jax_numpy_rank_promotion": "raise"})
+        patch.setattr(lowering, "jax_settings", lambda: {"jax_numpy_rank_promotion": "raise"})
         programs.forward(TAPED)
     assert not sent and "forward is lowered in this process: ValueError: " in caplog.text
     programs_with(processes).forward(TAPED)

@@ -171,11 +171,11 @@ def test_where_nothing_can_be_kept_programs_are_compiled_and_somebody_is_told(tm
 
 
 def test_processes_agree_on_what_a_program_is_called(tmp_path):
-    """Whatever the order in which they hash strings."""
+    """Whatever the order in which they hash strings, and whatever devices there are beside the program's."""
     names = []
-    for seed in ("1", "2"):
+    for number in ("1", "2"):
         code = f"from tests.engine.test_program_store import *; TABLE['sample'](programs_in(Path({str(tmp_path)!r})))"
-        environment = os.environ | {"PYTHONHASHSEED": seed}
+        environment = os.environ | {"PYTHONHASHSEED": number, "JAX_NUM_CPU_DEVICES": number}
         subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=Path(__file__).parents[2])
         names.append([file.name for file in tmp_path.glob(f"*{SUFFIX}")])
     assert names[0] == names[1] and len(names[0]) == 1

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from flexjax.models.lora import Dropout
+from flexjax.models.dropout import Dropout
 from flexjax.models.sharding import enter_shards, gathered_columns, leave_shards, own_columns
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 2, reason="needs 2 devices: jax_num_cpu_devices")

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from flexjax.finetuning.packing import pack_group
-from flexjax.models.lora import MODULES, Dropout, module_widths
+from flexjax.models.dropout import Dropout
+from flexjax.models.lora import MODULES, module_widths
 from flexjax.steps.forward import tile_seeds
 from tests.ladder import (
     DECODE,

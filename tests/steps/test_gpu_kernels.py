@@ -152,7 +152,7 @@ def test_the_interpreted_expansion_in_a_backward_unit(monkeypatch):
         calls.append((implementation, widths))
         return lora_expand(*arrays, widths=widths, implementation=implementation, **options)
 
-    monkeypatch.setattr("flexjax.models.lora.lora_expand", expand)
+    monkeypatch.setattr("flexjax.models.trained_adapter.lora_expand", expand)
     kernels = Kernels(lora_expand="mosaic_gpu_interpreted")
     got, expected = gradients_with(kernels), gradients_with(Kernels())
     assert {widths for name, widths in calls if name == kernels.lora_expand} >= {(128, 64, 64), (64,), (128,)}
