@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from flexjax.bench.page import filled, number, table
+from flexjax.bench.page import fill, number, table
 from flexjax.bench.plots import plot_rates
 
 ROOT = Path(__file__).parents[1]
@@ -240,7 +240,7 @@ def read_results(folder: Path) -> dict[str, dict]:
 
 def main() -> None:
     results = read_results(RESULTS)
-    PAGE.write_text(filled(PAGE.read_text(), tables(results)))
+    fill(PAGE, tables(results))
     for run in drawn(runs_of(results)):
         plot_rates(FIGURES / picture(run), run["timeline"])
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from flexjax.bench.page import filled, number, table
+from flexjax.bench.page import fill, number, table
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "performance.md"
@@ -153,7 +153,7 @@ def read_results(folder: Path) -> dict[str, dict]:
 
 
 def main() -> None:
-    PAGE.write_text(filled(PAGE.read_text(), tables(read_results(RESULTS))))
+    fill(PAGE, tables(read_results(RESULTS)))
 
 
 if __name__ == "__main__":

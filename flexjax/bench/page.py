@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 
 def number(value: float | None) -> str:
@@ -18,6 +19,17 @@ def table(header: str, rows: list[list[str]]) -> str:
     columns = header.split("|")
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(cell.strip() for cell in line)} |" for line in lines)
+
+
+def fill(path: Path, made: Mapping[str, str]) -> None:
+    """Write each text into its place on a page; the rest of the page stays. Raises as `filled`."""
+    path.write_text(filled(path.read_text(encoding="utf-8"), made), encoding="utf-8")
+
+
+def outdated(path: Path, made: Mapping[str, str]) -> list[str]:
+    """Names of the places of a page where something else stands than was made. Raises as `filled`."""
+    page = path.read_text(encoding="utf-8")
+    return [name for name, text in made.items() if filled(page, {name: text}) != page]
 
 
 def filled(page: str, made: Mapping[str, str]) -> str:
