@@ -18,14 +18,14 @@ def words(count, seed=0):
     return [rng.randrange(50) for _ in range(count)]
 
 
-def after_a_burst(simulate, lag=1, **fields):
-    """72 short requests come first, so that 6 long ones sit above them; then the short ones have ended."""
+def after_a_burst(simulate, lag=1, lengths=range(70, 76), **fields):
+    """72 short requests come first, so that the long ones sit above them; then the short ones have ended."""
     sim = simulate("inference_only", pages=300, rows=80, layouts=WIDE, lag=lag)
     for seed in range(72):
         sim.request(words(3, seed), new=30)
-    for seed in range(6):
-        sim.request(words(70 + seed, seed), new=120, **fields)
-    while sim.scheduler.statistics.running + sim.scheduler.statistics.waiting > 6:
+    for seed, length in enumerate(lengths):
+        sim.request(words(length, seed), new=120, **fields)
+    while sim.scheduler.statistics.running + sim.scheduler.statistics.waiting > len(lengths):
         sim.step(check=False)
     sim.scheduler.check()
     return sim
@@ -45,6 +45,15 @@ def test_steps_shrink_after_a_burst(simulate, lag):
     sim.drain()
     sim.verify()
     assert len(sim.reasons) == 78
+
+
+def test_it_does_not_matter_how_full_a_last_page_is(simulate):
+    """Of 64 lengths one is at the end of its page when it is to move; nobody else is there to move with it."""
+    for length in range(64, 128):
+        sim = after_a_burst(simulate, lengths=[length])
+        sim.drain()
+        sim.verify()
+        assert len(sim.reasons) == 73 and rows_in_use(sim) == 1, length
 
 
 def test_a_sequence_moves_once_and_computes_its_last_page_again(simulate):
