@@ -18,9 +18,9 @@ def words(count, seed=0):
     return [rng.randrange(50) for _ in range(count)]
 
 
-def after_a_burst(simulate, lag=1, lengths=range(70, 76), **fields):
+def after_a_burst(simulate, lag=1, lengths=range(70, 76), pages=300, **fields):
     """72 short requests come first, so that the long ones sit above them; then the short ones have ended."""
-    sim = simulate("inference_only", pages=300, rows=80, layouts=WIDE, lag=lag)
+    sim = simulate("inference_only", pages=pages, rows=80, layouts=WIDE, lag=lag)
     for seed in range(72):
         sim.request(words(3, seed), new=30)
     for seed, length in enumerate(lengths):
@@ -85,14 +85,29 @@ def test_few_rows_are_not_worth_a_move(simulate):
     assert {times for times in sim.device.computed.values()} == {1}
 
 
-def test_moving_and_cancelling_and_running_out_of_pages_at_once(simulate):
-    sim = after_a_burst(simulate)
-    for moment in range(30):
+def on_the_move(sim):
+    """Of the long requests, those that the newest iteration does not compute."""
+    newest = sim.history[-1]
+    return set(range(72, 78)) - {part.request_id for part in newest.decode + newest.prompts}
+
+
+@pytest.mark.parametrize("lag", [1, 2])
+def test_moving_and_cancelling_and_running_out_of_pages(simulate, lag):
+    """One is cancelled on the move, while requests wait for pages; those run out when what has come grows."""
+    sim = after_a_burst(simulate, lag, pages=100)
+    for seed in range(8):
+        sim.request(words(600, seed), new=200)
+    while not on_the_move(sim):
         sim.step()
-        if moment % 5 == 0:
-            sim.scheduler.cancel(72 + moment // 10)
-        if moment == 12:
-            for seed in range(4):
-                sim.request(words(1500, seed), new=60)
+    assert sim.scheduler.statistics.waiting > 0
+    cancelled = min(on_the_move(sim))
+    assert sim.scheduler.cancel(cancelled)
     sim.drain()
     sim.verify()
+    assert sim.scheduler.statistics.preemptions > 0
+    assert set(sim.reasons) == set(sim.requests) - {cancelled}
+    rows = {request: [] for request in range(72, 78)}
+    for slot in (slot for iteration in sim.history for slot in iteration.decode if slot.request_id in rows):
+        rows[slot.request_id].append(slot.row)
+    assert min(rows.pop(cancelled)) >= 16
+    assert all(each[0] >= 16 > each[-1] for each in rows.values())
