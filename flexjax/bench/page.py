@@ -21,6 +21,12 @@ def table(header: str, rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cell.strip() for cell in line)} |" for line in lines)
 
 
+def origin(found: Mapping) -> str:
+    """Of a file of results: the device, versions and commit, as `flexjax.bench.measurement.device_facts` has them."""
+    versions = ", ".join(f"{part} {version}" for part, version in found["versions"].items())
+    return f"{found['device']}; {versions}; commit {found['commit'] or 'unknown'}."
+
+
 def fill(path: Path, made: Mapping[str, str]) -> None:
     """Write each text into its place on a page; the rest of the page stays. Raises as `filled`."""
     path.write_text(filled(path.read_text(encoding="utf-8"), made), encoding="utf-8")
