@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from flexjax.bench.page import filled, number, table
+from flexjax.bench.page import fill, number, origin, table
 from flexjax.bench.plots import plot_rates
 
 ROOT = Path(__file__).parents[1]
@@ -106,6 +106,7 @@ VLLM = {
 }
 """Its figures on an H100, over traces of 25 s, by workload in the order of `PEER_METRICS`."""
 
+DENOMINATORS = ("capacity_requests_per_s", "alone_finetune_tokens_per_s")
 ALTERNATIVES = "set-up | workload | policy | attainment | finetuning tokens/s | co_serve's | co_serve's ÷ this"
 
 
@@ -165,13 +166,8 @@ def denominator_table(results: Mapping[str, Mapping]) -> str:
     """Every file of a denominator, and who divided by it."""
     rows = []
     for name, found in results.items():
-        metrics = [
-            metric
-            for metric in ("capacity_requests_per_s", "alone_finetune_tokens_per_s")
-            if metric in found["metrics"]
-        ]
-        if metrics and "workload" not in found:
-            metric = metrics[0]
+        metric = next((each for each in DENOMINATORS if each in found["metrics"]), None)
+        if metric is not None and "workload" not in found:
             users = [run["workload"] for run in runs_of(results) if used_file(run, metric) == f"{name}.json"]
             values = [f"`{metric}`", number(found["metrics"][metric]), found.get("policy", "finetune_only")]
             rows.append([f"`{name}.json`", *values, short(found["commit"]), ", ".join(dict.fromkeys(users))])
@@ -189,18 +185,25 @@ def used_file(run: Mapping, metric: str) -> str | None:
 
 
 def memory_table(results: Mapping[str, Mapping]) -> str:
-    cases = results.get("memory", {}).get("cases", ())
-    rows = [[case["name"], case["shape"], number(case["gb"]), number(100 * case["saved"]) + " %"] for case in cases]
-    return table("case | what is kept | GB | less than nothing pruned", rows) if rows else NOTHING
+    """With a line below it if nothing was measured."""
+    if "memory" not in results:
+        return NOTHING
+    found = results["memory"]
+    figures = lambda case: [number(case["gb"]), f"{number(100 * case['saved'])} %"]
+    rows = [[case["name"], case["shape"], *figures(case)] for case in found["cases"]]
+    facts = f"{found['device']}; commit {short(found['commit'])}"
+    below = "" if measured(found) else f"\n\nCounted without a GPU ({facts}), not measured."
+    return table("case | what is kept | GB | less than nothing pruned", rows) + below
+
+
+def measured(memory: Mapping) -> bool:
+    """Whether memory was measured on a device too, not only counted, which gives the same anywhere."""
+    return any("memory_mb" in case for case in memory["cases"])
 
 
 def device_lines(results: Mapping[str, Mapping]) -> str:
-    lines = dict.fromkeys(
-        f"* {found['device']}; {', '.join(f'{part} {version}' for part, version in found['versions'].items())}; "
-        f"commit {found['commit'] or 'unknown'}."
-        for found in results.values()
-    )
-    return "\n".join(lines) or NOTHING
+    found = [origin(each) for name, each in results.items() if name != "memory" or measured(each)]
+    return "\n".join(f"* {each}" for each in dict.fromkeys(found)) or NOTHING
 
 
 def tables(results: Mapping[str, Mapping]) -> dict[str, str]:
@@ -240,7 +243,7 @@ def read_results(folder: Path) -> dict[str, dict]:
 
 def main() -> None:
     results = read_results(RESULTS)
-    PAGE.write_text(filled(PAGE.read_text(), tables(results)))
+    fill(PAGE, tables(results))
     for run in drawn(runs_of(results)):
         plot_rates(FIGURES / picture(run), run["timeline"])
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from flexjax.bench.page import filled, number, table
+from flexjax.bench.page import fill, number, origin, table
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "performance.md"
@@ -131,9 +131,8 @@ def commit_of(case: Mapping) -> str:
 def device_lines(results: Mapping[str, Mapping]) -> str:
     lines = []
     for name, found in results.items():
-        versions = ", ".join(f"{part} {version}" for part, version in found["versions"].items())
         ran = ", ".join(f"{operation}: {choice}" for operation, choice in found["implementations"].items())
-        lines.append(f"* {name}: {found['device']}; {versions}; commit {found['commit'] or 'unknown'}. Ran {ran}.")
+        lines.append(f"* {name}: {origin(found)} Ran {ran}.")
     return "\n".join(lines)
 
 
@@ -153,7 +152,7 @@ def read_results(folder: Path) -> dict[str, dict]:
 
 
 def main() -> None:
-    PAGE.write_text(filled(PAGE.read_text(), tables(read_results(RESULTS))))
+    fill(PAGE, tables(read_results(RESULTS)))
 
 
 if __name__ == "__main__":

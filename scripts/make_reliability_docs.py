@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from flexjax.bench.page import filled, table
+from flexjax.bench.page import fill, table
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "reliability.json", ROOT / "docs" / "reliability.md"
@@ -101,9 +101,12 @@ def tables(results: Mapping[str, Tries]) -> dict[str, str]:
     return {"tried": table(HEADER, rows(results))}
 
 
+def read_results() -> dict:
+    return json.loads(RESULTS.read_text(encoding="utf-8"))
+
+
 def main() -> None:
-    results = json.loads(RESULTS.read_text(encoding="utf-8"))
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), tables(results)), encoding="utf-8")
+    fill(PAGE, tables(read_results()))
 
 
 if __name__ == "__main__":

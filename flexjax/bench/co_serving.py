@@ -6,14 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from flexjax.bench.live import LiveDisplay, Snapshot
+from flexjax.bench.percentiles import percentiles
 from flexjax.bench.replay import Replay, ReplayedRequest, poisson_times, shuffled_forever
-from flexjax.bench.report import (
-    IterationRecord,
-    iteration_summary,
-    loss_summary,
-    percentiles,
-    request_summary,
-)
+from flexjax.bench.report import IterationRecord, iteration_summary, loss_summary, request_summary
 from flexjax.engine.engine import Engine
 from flexjax.engine.handles import FinetuneHandle
 from flexjax.engine.submission import Submission

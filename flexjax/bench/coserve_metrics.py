@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from flexjax.bench.report import PERCENTILES, percentiles
+from flexjax.bench.percentiles import PERCENTILES, percentile, percentiles
 from flexjax.engine.metrics import IterationRecord, SettledMicrobatch
 
 
@@ -71,8 +71,7 @@ class Objective:
         """The figure that ``per_token`` bounds; None for an answer of one token."""
         if self.kind == "tpot":
             return felt.tpot
-        found = percentiles(felt.gaps)
-        return None if found is None else found["p99"]
+        return percentile(felt.gaps, 99)
 
     def held(self, metrics: Mapping[str, float]) -> bool:
         """For the run as a whole: 99 of 100 requests are content or, by kind itl, the 99th percentiles over all gaps

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from flexjax.bench.coserve_engine import Feed
 from flexjax.bench.coserve_metrics import Felt, Useful, useful_tokens
+from flexjax.bench.coserve_progress import Progress
 from flexjax.bench.coserve_trace import Trace, TraceRow
 from flexjax.bench.coserve_watch import PoolSample, PoolWatch
 from flexjax.bench.measurement import clock_watch
@@ -22,8 +23,6 @@ from flexjax.fields import ConfigError
 from flexjax.finetuning.job import FinetuneJob, JobStatus
 
 POLL_SECONDS = 0.2
-SHOWN_EVERY = 20.0
-"""Seconds between two lines about how things stand."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +73,11 @@ class TraceRun:
         first = loop.records[-1].index + 1 if loop.records else 0
         times = [row.due for row in self.trace.rows]
         replay = Replay(self.feed.submit, self.engine.cancel, times, self.trace.rows, loop.clock)
+        progress = Progress(replay, len(times), lambda: self._finetuned(first), self.show)
         handles = begin(self.engine, jobs)
         try:
             with PoolWatch(self.engine) as pool:
-                mhz = self._replay(replay, handles, first)
+                mhz = self._replay(replay, handles, progress)
         finally:
             replay.abort()
             for handle in handles:
@@ -86,40 +86,36 @@ class TraceRun:
         preempted = self.engine.scheduler.statistics.preemptions - preempted
         return self._outcome(replay, first, pool.samples, preempted, mhz)
 
-    def _replay(self, replay: Replay, handles: list[FinetuneHandle], first: int) -> float | None:
-        """Mean SM clock from ``count_from`` to the last arrival. ``first``: index of the run's first iteration."""
+    def _replay(self, replay: Replay, handles: Sequence[FinetuneHandle], progress: Progress) -> float | None:
+        """Mean SM clock from ``count_from`` to the last arrival."""
+        total = len(self.trace.rows)
+
+        def going(elapsed: float) -> bool:
+            require_sound(replay.requests, handles)
+            progress.tell(elapsed)
+            return not self.hopeless(replay.requests)
+
         replay.start()
-        until = functools.partial(self._until, replay, handles, first)
-        going = until(lambda elapsed: elapsed >= self.count_from)
+        until = functools.partial(self._until, replay.began, going)
+        hope = until(lambda elapsed: elapsed >= self.count_from)
         with clock_watch() as clock:
-            sent = lambda elapsed: len(replay.requests) == len(self.trace.rows)
-            going = going and until(sent)
+            hope = hope and until(lambda elapsed: len(replay.requests) == total)
         last = self.trace.seconds + self.drain_seconds
-        if going:
-            until(lambda elapsed: elapsed > last or replay.done == len(self.trace.rows))
+        if hope:
+            until(lambda elapsed: elapsed > last or replay.done == total)
         return clock.mean_mhz
 
-    def _until(
-        self, replay: Replay, handles: list[FinetuneHandle], first: int, reached: Callable[[float], bool]
-    ) -> bool:
-        """Wait; False if there is no hope."""
-        shown = self._elapsed(replay)
-        while not reached(elapsed := self._elapsed(replay)):
-            if self.hopeless(replay.requests):
+    def _until(self, began: float, going: Callable[[float], bool], reached: Callable[[float], bool]) -> bool:
+        """Wait; False if it is not ``going`` any more. Both are asked with the seconds since ``began``."""
+        while not reached(elapsed := self.engine.loop.clock() - began):
+            if not going(elapsed):
                 return False
-            require_sound(replay.requests, handles)
-            if elapsed - shown >= SHOWN_EVERY:
-                shown = elapsed
-                settled = list(self.engine.trainer.settled)
-                useful = sum(each.tokens for each in settled if each.iteration >= first) if handles else 0
-                counts = f"{replay.waiting} wait, {replay.running} run, {replay.done} of {len(self.trace.rows)} done"
-                self.show(f"  {elapsed:.0f} s: {counts}; {useful:,} finetuning tokens so far")
             time.sleep(POLL_SECONDS)
-        require_sound(replay.requests, handles)
-        return True
+        return going(elapsed)
 
-    def _elapsed(self, replay: Replay) -> float:
-        return self.engine.loop.clock() - replay.began
+    def _finetuned(self, first: int) -> int:
+        """Tokens, since the iteration ``first``."""
+        return sum(each.tokens for each in list(self.engine.trainer.settled) if each.iteration >= first)
 
     def _outcome(self, replay: Replay, first: int, samples: list[PoolSample], preemptions: int, mhz) -> Outcome:
         loop, sent = self.engine.loop, replay.requests

@@ -21,8 +21,9 @@ import jax.numpy as jnp
 
 from flexjax.bench.step_model import product_parameters
 from flexjax.compiler.rematerialization import BackwardWork, TapePlan, all_plans, backward_work
+from flexjax.layout import tiles_for
 from flexjax.models.config import ModelConfig
-from flexjax.state import KV_COLUMNS, Dimensions
+from flexjax.state import Dimensions
 
 RECOMPUTED = 0.3
 FORWARD_AND_BACK = 4
@@ -59,8 +60,6 @@ def ablation(
     plain = layers * work.interior.autodiff_bytes + logits
     pruned = (layers - 1) * work.interior.pruned_bytes + work.lowest.pruned_bytes + layers * kv * size + logits
     lean = layers * (kept_bytes(work, plan) + kv * size) + logits
-    columns = KV_COLUMNS + 1 / finals_per_page(model, dtype)
-    paged = plan.bytes_per_token + layers * columns * work.interior.column_bytes
     handed_on = kv * FLOAT32 + model.hidden_size * size
     names = ", ".join(plan.names)
     return [
@@ -68,7 +67,9 @@ def ablation(
         AblationStep("pruning", f"{', '.join(work.interior.needed)}, k, v", tokens * pruned),
         AblationStep("rematerialization", f"{names}, k, v", tokens * lean),
         AblationStep(
-            "token-level", f"{names}, k, v, by windows", tokens * (paged + handed_on) + min(window, tokens) * part
+            "token-level",
+            f"{names}, k, v, by windows",
+            paged_bytes(model, plan.names, tokens, dtype) + tokens * handed_on + min(window, tokens) * part,
         ),
     ]
 
@@ -78,10 +79,11 @@ def kept_bytes(work: BackwardWork, plan: TapePlan) -> int:
     return sum(cost.bytes for cost in work.interior.costs if cost.name in plan.names)
 
 
-def finals_per_page(model: ModelConfig, dtype: str) -> int:
-    """Blocks whose final hidden states share a page, whatever the engine's sizes and its tape."""
+def paged_bytes(model: ModelConfig, tape: Sequence[str], tokens: int, dtype: str) -> int:
+    """Of the pages of a sequence, whatever the engine's sizes: keys and values, tape, final hidden states."""
     sizes = dict(max_rows=1, context=64, pages=1, rank_capacity=8, adapters=1, microbatch=64, window=64)
-    return Dimensions(model=model, dtype=jnp.dtype(dtype), tape=("x",), **sizes).finals_per_page
+    dims = Dimensions(model=model, dtype=jnp.dtype(dtype), tape=tuple(tape), **sizes)
+    return dims.microbatch_pages(tiles_for(tokens)) * dims.page_bytes
 
 
 def lean_plan(work: BackwardWork, model: ModelConfig) -> TapePlan:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 
 def number(value: float | None) -> str:
@@ -18,6 +19,23 @@ def table(header: str, rows: list[list[str]]) -> str:
     columns = header.split("|")
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(cell.strip() for cell in line)} |" for line in lines)
+
+
+def origin(found: Mapping) -> str:
+    """Of a file of results: the device, versions and commit, as `flexjax.bench.measurement.device_facts` has them."""
+    versions = ", ".join(f"{part} {version}" for part, version in found["versions"].items())
+    return f"{found['device']}; {versions}; commit {found['commit'] or 'unknown'}."
+
+
+def fill(path: Path, made: Mapping[str, str]) -> None:
+    """Write each text into its place on a page; the rest of the page stays. Raises as `filled`."""
+    path.write_text(filled(path.read_text(encoding="utf-8"), made), encoding="utf-8")
+
+
+def outdated(path: Path, made: Mapping[str, str]) -> list[str]:
+    """Names of the places of a page where something else stands than was made. Raises as `filled`."""
+    page = path.read_text(encoding="utf-8")
+    return [name for name, text in made.items() if filled(page, {name: text}) != page]
 
 
 def filled(page: str, made: Mapping[str, str]) -> str:

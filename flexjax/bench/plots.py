@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from flexjax.bench.percentiles import percentile
 from flexjax.bench.report import IterationRecord
 
 DECODE, PROMPT, FINETUNE = "#4269a5", "#7fb3d5", "#ef8636"
@@ -126,8 +127,7 @@ def draw_split(axes: Axes, edges: np.ndarray, bins: list[Span], objective: float
 def highest(bins: list[Span], objective: float | None) -> float:
     """Upper end of the axis in milliseconds; a compilation or a hiccup leaves the picture, not flattens the rest."""
     seconds = list({record.index: record.seconds for inside in bins for record, _ in inside}.values())
-    usual = np.percentile(seconds, 99) if seconds else 0.0
-    return max(usual, objective or 0.0) * 1e3 * 1.25 or 1.0
+    return max(percentile(seconds, 99) or 0.0, objective or 0.0) * 1e3 * 1.25 or 1.0
 
 
 def draw_amount(axes: Axes, edges: np.ndarray, values: Sequence[float], colour: str, label: str) -> None:

@@ -11,27 +11,11 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from flexjax.bench.percentiles import percentiles
 from flexjax.engine.metrics import IterationRecord
 
-PERCENTILES = (50, 90, 99)
 FORMAT = 1
 """Raised whenever a field of the file changes its meaning."""
-
-
-def percentiles(values: Iterable[float | None]) -> dict[str, float] | None:
-    """{"p50", "p90", "p99"} with linear interpolation between ranks; None stands for "not measured" and is left out."""
-    known = sorted(value for value in values if value is not None)
-    if not known:
-        return None
-    return {f"p{percent}": at_rank(known, percent / 100 * (len(known) - 1)) for percent in PERCENTILES}
-
-
-def at_rank(ordered: Sequence[float], rank: float) -> float:
-    low = math.floor(rank)
-    high = min(low + 1, len(ordered) - 1)
-    if rank == low or ordered[low] == ordered[high]:
-        return ordered[low]  # the difference of infinite values is not a number
-    return ordered[low] + (ordered[high] - ordered[low]) * (rank - low)
 
 
 def finetune_tokens_per_second(records: Sequence[IterationRecord]) -> float:

@@ -1,8 +1,8 @@
 """VirtualEngine: a trace replayed through the real scheduler and packing on a virtual clock; no device, no threads.
 
-It turns as `flexjax.engine.loop` does: the next iteration is scheduled shortly before the running one should end, its
-forward step stands behind the running one in the device's queue, tokens are read when the forward step has ended, and
-what takes the host's time takes time here.
+It turns as `flexjax.engine.loop` does: the next iteration is scheduled when the same `Lead` says so, its forward step
+stands behind the running one in the device's queue, tokens are read when the forward step has ended, and what takes the
+host's time takes time here.
 """
 
 import itertools
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from flexjax.bench.virtual_device import VirtualDevice
+from flexjax.engine.lead import Lead
 from flexjax.engine.metrics import IterationRecord, record_of
 from flexjax.finetuning.dataset import Dataset, Example
 from flexjax.finetuning.job import FinetuneJob, JobStatus
@@ -29,12 +30,10 @@ MEMORY_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Host:
-    """Seconds of the engine's thread: ``turn`` for an iteration, ``row`` more for each of its rows, and ``lead`` kept
-    before the predicted end of the running iteration, as in the loop."""
+    """Seconds of the engine's thread: ``turn`` for an iteration, ``row`` more for each of its rows."""
 
     turn: float = 0.4e-3
     row: float = 4e-6
-    lead: float = 0.003
 
     def seconds(self, iteration: Iteration) -> float:
         return self.turn + self.row * len(iteration.decode)
@@ -136,7 +135,7 @@ class VirtualEngine:
         self.records: list[IterationRecord] = []
         self.memory: list[tuple[float, int, int, int]] = []
         self.now = 0.0
-        self._host, self._shape = host or Host(), shape or TapeShape()
+        self._host, self._lead, self._shape = host or Host(), Lead(), shape or TapeShape()
         self._trace, self._next = trace, 0
         self._flight: Flight | None = None
         self._end = 0.0
@@ -159,7 +158,7 @@ class VirtualEngine:
             return
         if flight.iteration.units:
             self._read_tokens(flight)
-        until = flight.began + flight.iteration.predicted - self._host.lead - self._host.seconds(flight.iteration)
+        until = self._lead.begin_at(flight.began, flight.iteration.predicted)
         self.now = max(self.now, min(until, flight.end))
 
     def _arrive(self) -> None:
@@ -179,7 +178,9 @@ class VirtualEngine:
                 self.now += IDLE_PAUSE
             self._complete()
             return
-        self.now += self._host.seconds(iteration)
+        taken = self._host.seconds(iteration)
+        self._lead.began(taken)
+        self.now += taken
         began = max(self.now, self._end if self._flight is None else self._flight.end)
         forward_end = began + self.device.forward_seconds(iteration)
         if iteration.layout is not None:
@@ -199,6 +200,7 @@ class VirtualEngine:
         self.now = max(self.now, flight.end)
         began, self._end = max(flight.began, self._end), flight.end
         self.scheduler.latency.observe(flight.iteration, flight.end - began)
+        self._lead.ended(flight.end - began, flight.iteration.predicted)
         for identifier in flight.completion.microbatches:
             self._settle(identifier)
         self.records.append(record_of(flight.iteration, began, flight.end - began, 0.0))

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
+from flexjax.bench.percentiles import PERCENTILES, percentile
 from flexjax.bench.virtual_engine import VirtualEngine
 
 
@@ -22,7 +21,7 @@ def summary(engine: VirtualEngine, begin: float, end: float, tpot: float, ttft: 
         **at_percentiles("ttft_ms", [1e3 * each.ttft for each in engine.asked if each.times]),
         **at_percentiles("tpot_ms", [1e3 * each.tpot for each in engine.asked if each.tpot is not None]),
         **at_percentiles("itl_ms", [1e3 * gap for gap in gaps]),
-        "max_gap_ms_p99": percentile([1e3 * max(each.gaps) for each in engine.asked if each.gaps], 99),
+        "max_gap_ms_p99": percentile([1e3 * max(each.gaps) for each in engine.asked if each.gaps], 99) or 0.0,
         "attainment": sum(met) / len(met) if met else 1.0,
         "output_tokens_per_s": tokens / (end - begin),
         "finetune_tokens_per_s": trained / (end - begin),
@@ -33,8 +32,5 @@ def summary(engine: VirtualEngine, begin: float, end: float, tpot: float, ttft: 
 
 
 def at_percentiles(name: str, values: Sequence[float]) -> dict[str, float]:
-    return {f"{name}_p{percent}": percentile(values, percent) for percent in (50, 90, 99)}
-
-
-def percentile(values: Sequence[float], percent: float) -> float:
-    return float(np.percentile(values, percent)) if len(values) else 0.0
+    """Of nothing, zeros."""
+    return {f"{name}_p{percent}": percentile(values, percent) or 0.0 for percent in PERCENTILES}

@@ -24,7 +24,7 @@ def movers(running: Many[Sequence], waiting: int, sizes: Many[int]) -> list[Sequ
     """Sequences that should leave their rows now.
 
     Only if what they free pays for their tiles: steps become smaller by at least 64 rows, and by more rows than
-    there are sequences to move.
+    there are sequences to move. One whose next token begins a page goes on for a step: it gets the page by decoding.
 
     Args:
         running: seated sequences; waiting: requests that want a row.
@@ -39,4 +39,5 @@ def movers(running: Many[Sequence], waiting: int, sizes: Many[int]) -> list[Sequ
     high = [sequence for sequence in running if sequence.row >= goal]
     if size - goal < max(PAGE_TOKENS, len(high)) or not all(sequence.reuses_pages for sequence in high):
         return []
-    return [sequence for sequence in high if sequence.decoding and sequence.left >= LEAST_LEFT][:MOVES]
+    ready = [sequence for sequence in high if sequence.decoding and not sequence.needs_page]
+    return [sequence for sequence in ready if sequence.left >= LEAST_LEFT][:MOVES]

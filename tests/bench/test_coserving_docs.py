@@ -2,7 +2,7 @@
 
 import pytest
 
-from flexjax.bench.page import filled
+from flexjax.bench.page import outdated
 from scripts.make_coserving_docs import NOTHING, PAGE, RESULTS, TARGETS, Target, picture, read_results, share, tables
 
 FACTS = {"device": "NVIDIA H100", "versions": {"jax": "0.11.2"}, "commit": "0123456789abcdef", "setup": "a"}
@@ -93,6 +93,27 @@ def test_only_a_case_study_is_drawn():
     assert made["figures"].count("![") == 1 and f"figures/{picture(study)}" in made["figures"]
 
 
+COUNTED = {"name": "8b, all modules: token-level", "shape": "x, q, k, v, by windows", "gb": 0.771752, "saved": 0.9215}
+MEASURED = COUNTED | {"name": "8b, all modules: measured", "memory_mb": {"pages": 687.9}}
+
+
+def test_memory_that_was_only_counted_has_no_device():
+    """Else a machine without a GPU would stand among those that figures were measured on."""
+    counted = FACTS | {"device": "x86_64 CPU, 2 cores", "metrics": {}, "cases": [COUNTED]}
+    results = {"one": run("x"), "memory": counted}
+    made = tables(results)
+    assert "CPU" not in made["device"] and made["device"].count("*") == 1
+    (row,) = rows_of(made["memory"], COUNTED["name"])
+    assert row[1:] == ["x, q, k, v, by windows", "0.772", "92.2 %"]
+    assert made["memory"].endswith("\n\nCounted without a GPU (x86_64 CPU, 2 cores; commit 0123456789), not measured.")
+    assert tables({"memory": counted})["device"] == NOTHING
+
+
+def test_memory_that_was_measured_has():
+    found = FACTS | {"device": "NVIDIA H200", "metrics": {}, "cases": [COUNTED, MEASURED]}
+    made = tables({"memory": found})
+    assert made["device"].startswith("* NVIDIA H200; ") and "not measured" not in made["memory"]
+
+
 def test_the_page_is_up_to_date():
-    page = PAGE.read_text()
-    assert filled(page, tables(read_results(RESULTS))) == page
+    assert outdated(PAGE, tables(read_results(RESULTS))) == []

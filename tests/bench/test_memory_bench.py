@@ -45,13 +45,14 @@ def test_differentiation_keeps_all_that_and_more(steps):
 
 def test_rematerialization_and_windows(steps):
     """x and q are kept and the rest made again: 27 and 2 % of the products of a layer forward and back are gate and up,
-    and the output projection. By windows, each kept value lies in pages (a row of 2,048 values: two for x and for q,
-    one for k and v, a tenth for the final state), and the loss has 512 rows of 32,768 columns at a time."""
+    and the output projection. By windows, each kept value lies in pages (a row of 2,048 values in each layer: for 64
+    tokens two for x, two for q and one for k and v; the final states of ten times 64 tokens share one), and the loss
+    has 512 rows of 32,768 columns at a time."""
     assert steps[2].kept == "x, q, k, v"
     assert steps[2].bytes == TOKENS * (LAYERS * 2 * (2 * 4096 + 2 * 1024) + LOGITS)
     handed_on = 2 * 1024 * 4 + 4096 * 2
-    paged = LAYERS * (2 + 2 + 1 + 1 / 10) * 4096 + handed_on
-    assert steps[3].bytes == pytest.approx(TOKENS * paged + 512 * 32768 * 4, abs=1)
+    pages = 16 * (2 + 2 + 1) + 2
+    assert steps[3].bytes == pages * LAYERS * 64 * 4096 + TOKENS * handed_on + 512 * 32768 * 4 == 771_751_936
 
 
 def test_the_bench_counts_and_measures(tmp_path, capsys, compilation_cache):

@@ -1,8 +1,7 @@
-"""The report against figures worked out by hand and against numpy's percentiles."""
+"""The report against figures worked out by hand."""
 
 import json
 
-import numpy as np
 import pytest
 
 from flexjax.bench.report import (
@@ -10,7 +9,6 @@ from flexjax.bench.report import (
     finetune_tokens_per_second,
     iteration_summary,
     loss_summary,
-    percentiles,
     read_records,
     request_summary,
     shared_fraction,
@@ -59,13 +57,6 @@ def test_a_run_without_anything():
     assert summary["iterations"] == 0 and summary["iteration_seconds"] is None
     assert finetune_tokens_per_second(RUN[4:]) == 0.0 and shared_fraction([]) == 0.0
     assert request_summary([])["ttft"] is None and loss_summary([])["last"] is None
-
-
-@pytest.mark.parametrize("count", [1, 2, 10, 101])
-def test_percentiles_are_numpys(count):
-    values = np.random.default_rng(count).exponential(size=count)
-    expected = np.percentile(values, [50, 90, 99])
-    assert list(percentiles(values.tolist()).values()) == pytest.approx(expected.tolist())
 
 
 def test_requests_that_were_not_measured_are_left_out():

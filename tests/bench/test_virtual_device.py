@@ -62,13 +62,24 @@ def test_the_scheduler_counts_the_same_context():
 
 
 def test_one_request_alone_takes_its_steps_one_after_another():
-    engine = virtual([{"t": 1.0, "p": 100, "o": 20}], jobs=0, noise=0.0, skew=[1.0], host=Host(0.0, 0.0, 0.003))
+    engine = virtual([{"t": 1.0, "p": 100, "o": 20}], jobs=0, noise=0.0, skew=[1.0], host=Host(0.0, 0.0))
     engine.run()
     (asked,) = engine.asked
     chip = Roofline()
     assert asked.ttft == pytest.approx(chip.forward(SlotLayout(64, 256), 0, 64 + 128), rel=1e-6)
     steps = [chip.forward(SlotLayout(64), position + 1, 0) for position in range(100, 119)]
     assert asked.times[-1] - asked.times[0] == pytest.approx(sum(steps), rel=1e-6)
+
+
+def test_the_host_works_while_the_device_does():
+    """It hands the next step over before the running one ends, and late enough for an arrival to be in it."""
+    trace = [{"t": 0.0, "p": 100, "o": 100}, {"t": 0.3, "p": 100, "o": 1}]
+    engine = virtual(trace, jobs=0, noise=0.0, skew=[1.0], host=Host(turn=1e-3))
+    engine.run()
+    ends = [record.start + record.seconds for record in engine.records]
+    assert [record.start for record in engine.records[1:]] == pytest.approx(ends[:-1], abs=1e-9)
+    late = next(number for number, record in enumerate(engine.records) if number and record.prompt_slots)
+    assert engine.records[late].start - 0.3 < engine.records[late - 1].seconds
 
 
 def test_a_run_repeats_and_its_figures_are_those_of_its_tokens():

@@ -18,14 +18,14 @@ def words(count, seed=0):
     return [rng.randrange(50) for _ in range(count)]
 
 
-def after_a_burst(simulate, lag=1, **fields):
-    """72 short requests come first, so that 6 long ones sit above them; then the short ones have ended."""
-    sim = simulate("inference_only", pages=300, rows=80, layouts=WIDE, lag=lag)
+def after_a_burst(simulate, lag=1, lengths=range(70, 76), pages=300, **fields):
+    """72 short requests come first, so that the long ones sit above them; then the short ones have ended."""
+    sim = simulate("inference_only", pages=pages, rows=80, layouts=WIDE, lag=lag)
     for seed in range(72):
         sim.request(words(3, seed), new=30)
-    for seed in range(6):
-        sim.request(words(70 + seed, seed), new=120, **fields)
-    while sim.scheduler.statistics.running + sim.scheduler.statistics.waiting > 6:
+    for seed, length in enumerate(lengths):
+        sim.request(words(length, seed), new=120, **fields)
+    while sim.scheduler.statistics.running + sim.scheduler.statistics.waiting > len(lengths):
         sim.step(check=False)
     sim.scheduler.check()
     return sim
@@ -45,6 +45,15 @@ def test_steps_shrink_after_a_burst(simulate, lag):
     sim.drain()
     sim.verify()
     assert len(sim.reasons) == 78
+
+
+def test_it_does_not_matter_how_full_a_last_page_is(simulate):
+    """Of 64 lengths one is at the end of its page when it is to move; nobody else is there to move with it."""
+    for length in range(64, 128):
+        sim = after_a_burst(simulate, lengths=[length])
+        sim.drain()
+        sim.verify()
+        assert len(sim.reasons) == 73 and rows_in_use(sim) == 1, length
 
 
 def test_a_sequence_moves_once_and_computes_its_last_page_again(simulate):
@@ -76,14 +85,29 @@ def test_few_rows_are_not_worth_a_move(simulate):
     assert {times for times in sim.device.computed.values()} == {1}
 
 
-def test_moving_and_cancelling_and_running_out_of_pages_at_once(simulate):
-    sim = after_a_burst(simulate)
-    for moment in range(30):
+def on_the_move(sim):
+    """Of the long requests, those that the newest iteration does not compute."""
+    newest = sim.history[-1]
+    return set(range(72, 78)) - {part.request_id for part in newest.decode + newest.prompts}
+
+
+@pytest.mark.parametrize("lag", [1, 2])
+def test_moving_and_cancelling_and_running_out_of_pages(simulate, lag):
+    """One is cancelled on the move, while requests wait for pages; those run out when what has come grows."""
+    sim = after_a_burst(simulate, lag, pages=100)
+    for seed in range(8):
+        sim.request(words(600, seed), new=200)
+    while not on_the_move(sim):
         sim.step()
-        if moment % 5 == 0:
-            sim.scheduler.cancel(72 + moment // 10)
-        if moment == 12:
-            for seed in range(4):
-                sim.request(words(1500, seed), new=60)
+    assert sim.scheduler.statistics.waiting > 0
+    cancelled = min(on_the_move(sim))
+    assert sim.scheduler.cancel(cancelled)
     sim.drain()
     sim.verify()
+    assert sim.scheduler.statistics.preemptions > 0
+    assert set(sim.reasons) == set(sim.requests) - {cancelled}
+    rows = {request: [] for request in range(72, 78)}
+    for slot in (slot for iteration in sim.history for slot in iteration.decode if slot.request_id in rows):
+        rows[slot.request_id].append(slot.row)
+    assert min(rows.pop(cancelled)) >= 16
+    assert all(each[0] >= 16 > each[-1] for each in rows.values())

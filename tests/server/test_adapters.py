@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -184,9 +185,12 @@ def test_an_adapter_whose_files_are_gone_is_our_mistake(server, client, engine, 
 
 
 def test_metrics_name_the_adapters_of_requests(server, client, poet):
-    """Four rows: of eight sequences four wait."""
+    """Four rows: of eight sequences four wait. The value is the time of the look."""
+    begun = time.time()
+    named = lambda: {key[1:]: value for key, value in samples(server).items() if key[0] == "vllm:lora_requests_info"}
     with client.completions.create(model=poet, prompt=[7], max_tokens=250, n=8, stream=True, **NO_END) as stream:
         next(iter(stream))
-        names = lambda: [key[1:] for key in samples(server) if key[0] == "vllm:lora_requests_info"]
-        wait_until(lambda: names() == [("12", "poet", "poet")])
-    wait_until(lambda: names() == [("12", "", "")])
+        wait_until(lambda: named().keys() == {("12", "poet", "poet")})
+    wait_until(lambda: named().keys() == {("12", "", "")})
+    (looked,) = named().values()
+    assert begun < looked <= time.time()

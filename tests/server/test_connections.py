@@ -77,13 +77,21 @@ def test_the_row_of_a_client_that_vanishes_is_free_at_once(server, engine, strea
 
 
 def test_a_client_that_vanishes_while_it_waits_leaves_the_queue(server, engine):
-    with halted(engine):
-        connection = connect(server)
-        send(connection, LONG)
-        wait_until(lambda: server.service.admission.open == 1)
-        connection.close()
-    wait_until(lambda: server.service.admission.open == 0)
-    wait_until(lambda: running(engine) == 0)
+    """Four sequences have all the rows for 200 iterations; nothing is computed for the fifth."""
+    totals = server.service.totals
+    aborted, tokens = totals.ended["abort"], totals.generation_tokens
+    with connect(server) as patient, connect(server) as hasty:
+        with halted(engine):
+            send(patient, LONG | {"n": 4})
+            wait_until(lambda: server.service.admission.open == 4)
+            send(hasty, LONG)
+            wait_until(lambda: server.service.admission.open == 5)
+            hasty.close()
+        wait_until(lambda: totals.ended["abort"] == aborted + 1)
+        status, _, body = answer(patient)
+    assert status == 200 and json.loads(body)["usage"]["completion_tokens"] == 800
+    assert totals.generation_tokens == tokens + 800
+    assert server.service.admission.open == 0 == running(engine)
 
 
 def test_a_slow_reader_holds_up_nobody_and_loses_nothing(serving, engine):

@@ -117,10 +117,12 @@ def test_every_hyperparameter_is_read(server, place):
 
 def test_ranges_are_those_that_are_checked(server):
     """The limit itself is taken and what lies beyond it is refused."""
+    checked = set()
     for name, schema in fields_of("/v1/completions").items():
         arm = next((each for each in schema.get("anyOf", []) if {"minimum", "exclusiveMinimum"} & set(each)), None)
         if arm is None:
             continue
+        checked.add(name)
         low = arm.get("minimum", arm.get("exclusiveMinimum"))
         beyond = low - 1 if "minimum" in arm else low
         error = post(server, "/v1/completions", {"prompt": "a", name: beyond}).json()["error"]
@@ -131,6 +133,7 @@ def test_ranges_are_those_that_are_checked(server):
         if "maximum" in arm:
             error = post(server, "/v1/completions", {"prompt": "a", name: arm["maximum"] + 1}).json()["error"]
             assert f"{name} is {arm['maximum'] + 1}" in error["message"]
+    assert checked >= {"n", "temperature", "top_p", "top_k", "max_tokens", "logprobs", "presence_penalty"}
 
 
 def test_it_is_served_to_everybody(owned):
