@@ -3,6 +3,8 @@
 import random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from flexjax.layout import SlotLayout
 
@@ -111,3 +113,35 @@ def test_moving_and_cancelling_and_running_out_of_pages(simulate, lag):
         rows[slot.request_id].append(slot.row)
     assert min(rows.pop(cancelled)) >= 16
     assert all(each[0] >= 16 > each[-1] for each in rows.values())
+
+
+TALL = st.lists(st.tuples(st.integers(1, 200), st.integers(33, 120)), min_size=1, max_size=6)
+
+
+def test_whatever_stays_after_a_burst_ends_right(simulate):
+    """Prompts and answers of any length above the short ones, few pages or many, jobs, cancellations."""
+    moved = []
+
+    @settings(max_examples=100, deadline=None)
+    @given(TALL, st.integers(0, 2), st.integers(90, 160), st.booleans(), st.integers(0, 40))
+    def run(tall, lag, pages, job, steps):
+        sim = simulate("flat_out", pages=pages, rows=80, layouts=WIDE, lag=lag)
+        for seed in range(72):
+            sim.request(words(3, seed), new=4)
+        for seed, (length, new) in enumerate(tall):
+            sim.request(words(length, seed), new=new)
+        if job:
+            sim.microbatch(lengths=[100, 60], pages_per_block=2)
+        for _ in range(steps):
+            sim.step()
+        alive = sorted(set(sim.requests) - set(sim.reasons))
+        cancelled = {alive[0]} if alive and sim.scheduler.cancel(alive[0]) else set()
+        sim.drain()
+        sim.verify()
+        assert set(sim.reasons) == set(sim.requests) - cancelled
+        last = max(sim.requests)
+        rows = [slot.row for iteration in sim.history for slot in iteration.decode if slot.request_id == last]
+        moved.extend(row for row in rows[-1:] if row < 16 <= rows[0])
+
+    run()
+    assert moved
