@@ -115,19 +115,19 @@ def test_moving_and_cancelling_and_running_out_of_pages(simulate, lag):
     assert all(each[0] >= 16 > each[-1] for each in rows.values())
 
 
-TALL = st.lists(st.tuples(st.integers(1, 200), st.integers(33, 120)), min_size=1, max_size=6)
+TALL = st.lists(st.tuples(st.integers(1, 200), st.integers(40, 150)), min_size=1, max_size=6)
 
 
 def test_whatever_stays_after_a_burst_ends_right(simulate):
     """Prompts and answers of any length above the short ones, few pages or many, jobs, cancellations."""
     moved = []
 
-    @settings(max_examples=100, deadline=None)
-    @given(TALL, st.integers(0, 2), st.integers(90, 160), st.booleans(), st.integers(0, 40))
+    @settings(max_examples=60, deadline=None)
+    @given(TALL, st.integers(0, 2), st.integers(90, 160), st.booleans(), st.integers(0, 80))
     def run(tall, lag, pages, job, steps):
         sim = simulate("flat_out", pages=pages, rows=80, layouts=WIDE, lag=lag)
         for seed in range(72):
-            sim.request(words(3, seed), new=4)
+            sim.request(words(3, seed), new=25)
         for seed, (length, new) in enumerate(tall):
             sim.request(words(length, seed), new=new)
         if job:
