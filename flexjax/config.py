@@ -164,23 +164,26 @@ class EngineConfig:
         return dataclasses.replace(
             self,
             max_model_len=length,
-            **self._sizes(sizes_for(platform)),
+            **self._sizes(sizes_for(platform), policy),
             policy=policy,
             served_model_name=self.served_model_name or name,
         )
 
-    def _sizes(self, usual: Sizes) -> dict[str, Any]:
+    def _sizes(self, usual: Sizes, policy: str) -> dict[str, Any]:
         """The sizes that are given, and beside them what is usual."""
+        window = self.backward_window or usual.window_of(self.microbatch_tokens)
+        microbatch = self.microbatch_tokens or -(-usual.microbatch_tokens // window) * window
+        if policy == "finetune_only":
+            usual = usual.without_requests(microbatch)
         rows = self.max_rows or (self.row_sizes[-1] if self.row_sizes else usual.max_rows)
         given = self.chunk_sizes or self.step_sizes
-        window = self.backward_window or usual.window_of(self.microbatch_tokens)
         return {
             "max_rows": rows,
             "row_sizes": self.row_sizes or usual.row_sizes(rows),
             "chunk_sizes": self.chunk_sizes if given else usual.chunk_sizes,
             "step_sizes": self.step_sizes if given else usual.step_sizes,
             "backward_window": window,
-            "microbatch_tokens": self.microbatch_tokens or -(-usual.microbatch_tokens // window) * window,
+            "microbatch_tokens": microbatch,
         }
 
 

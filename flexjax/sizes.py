@@ -1,6 +1,6 @@
 """Sizes: how large steps, microbatches and windows are where a configuration leaves it open. They suit the device."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flexjax.layout import PAGE_TOKENS
 
@@ -29,12 +29,20 @@ class Sizes:
         return (*sorted({rows for rows in rounded if self.fewest_rows <= rows < max_rows}), max_rows)
 
     def window_of(self, microbatch_tokens: int | None) -> int:
-        """Slots of a backward unit: of a microbatch of this size, the largest that divides it and is not above the
-        usual one."""
-        if microbatch_tokens is None:
-            return self.backward_window
-        largest = min(self.backward_window, microbatch_tokens) // PAGE_TOKENS * PAGE_TOKENS
-        return next(size for size in range(largest, 0, -PAGE_TOKENS) if microbatch_tokens % size == 0)
+        """Slots of a backward unit, of a microbatch of this size if one is given."""
+        most = self.backward_window
+        return most if microbatch_tokens is None else whole_part(microbatch_tokens, most)
+
+    def without_requests(self, microbatch_tokens: int) -> "Sizes":
+        """Where nobody decodes: few rows, and steps that take a microbatch of this size at once, or in equal parts."""
+        chunk = whole_part(microbatch_tokens, self.microbatch_tokens)
+        return replace(self, max_rows=8, parts=(), chunk_sizes=(chunk,), step_sizes=None)
+
+
+def whole_part(tokens: int, most: int) -> int:
+    """The largest multiple of 64 up to ``most`` that divides ``tokens``, a multiple of 64 itself."""
+    largest = min(most, tokens) // PAGE_TOKENS * PAGE_TOKENS
+    return next(size for size in range(largest, 0, -PAGE_TOKENS) if tokens % size == 0)
 
 
 CPU = Sizes(

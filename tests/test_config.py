@@ -198,6 +198,10 @@ def test_a_small_engine_has_one_row_size():
         ("gpu", {"step_sizes": (1024,)}, (256, (32, 64, 128, 256), None, (1024,), 4096, 2048)),
         ("cpu", {"microbatch_tokens": 384}, (8, (2, 8), (64, 256), None, 384, 192)),
         ("cpu", {"backward_window": 320}, (8, (2, 8), (64, 256), None, 640, 320)),
+        ("gpu", {"policy": "finetune_only"}, (8, (8,), (4096,), None, 4096, 2048)),
+        ("gpu", {"policy": "finetune_only", "microbatch_tokens": 6144}, (8, (8,), (3072,), None, 6144, 2048)),
+        ("cpu", {"policy": "finetune_only"}, (8, (8,), (512,), None, 512, 256)),
+        ("gpu", {"policy": "finetune_only", "step_sizes": (512,)}, (8, (8,), None, (512,), 4096, 2048)),
     ],
 )
 def test_sizes_left_out_suit_the_device(platform, given, sizes):

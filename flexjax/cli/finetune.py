@@ -1,9 +1,11 @@
 """Run the finetuning jobs of CONFIG, show their progress, and write each adapter in PEFT's format to DIR/NAME.
 
+Nobody is answered meanwhile: the jobs get all the time there is, and sizes that CONFIG leaves out suit them alone.
 Ctrl-C takes checkpoints and prints the command that goes on from them. The exit code is 1 if a job fails.
 """
 
 import argparse
+from dataclasses import replace
 
 import flexjax
 from flexjax.cli.jobs import (
@@ -15,6 +17,7 @@ from flexjax.cli.jobs import (
 )
 from flexjax.cli.progress import show
 from flexjax.cli.settings import add_engine_arguments, read_settings
+from flexjax.config import EngineConfig
 from flexjax.fields import ConfigError
 
 
@@ -23,12 +26,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_job_arguments(parser)
 
 
+def without_requests(config: EngineConfig) -> EngineConfig:
+    """For jobs alone, unless the configuration names a policy."""
+    return replace(config, policy="finetune_only", policy_options=()) if config.policy == "auto" else config
+
+
 def run(arguments: argparse.Namespace) -> int:
     settings = job_settings(read_settings(arguments), arguments.output)
     if not settings.jobs:
         raise ConfigError("there is nothing to finetune; CONFIG needs a [[finetune]] table")
     try:
-        with flexjax.Engine.from_config(settings.engine, progress=show) as engine:
+        with flexjax.Engine.from_config(without_requests(settings.engine), progress=show) as engine:
             jobs = CommandJobs(engine, arguments.output)
             jobs.submit(settings.jobs, arguments.resume)
             succeeded = jobs.follow()

@@ -10,7 +10,9 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from flexjax.cli import main
+from flexjax.cli.finetune import without_requests
 from flexjax.cli.progress import JobProgress
+from flexjax.config import EngineConfig
 from tests.cli.conftest import write_config
 
 ROOT = Path(__file__).parents[2]
@@ -94,3 +96,10 @@ def test_progress_shows_each_event_once_and_none_from_before():
         "step 2/9  no checkpoint: disk full",
     ]
     assert progress.new_lines(events) == []
+
+
+def test_jobs_alone_get_all_the_time_unless_a_policy_is_named():
+    alone = without_requests(EngineConfig(model="m", tpot_objective_ms=40, policy_options={"itl": 0.05}))
+    assert (alone.policy, alone.options, alone.tpot_objective_ms) == ("finetune_only", {}, 40)
+    named = EngineConfig(model="m", policy="price", policy_options={"percent": 20.0})
+    assert without_requests(named) == named
