@@ -28,6 +28,10 @@ class Sizes:
         rounded = (rows if rows < 8 else -(-rows // 8) * 8 for rows in shares)
         return (*sorted({rows for rows in rounded if self.fewest_rows <= rows < max_rows}), max_rows)
 
+    def rows_for(self, sequences: int) -> int:
+        """The least of the usual numbers of rows that these decode in together; more of them take turns."""
+        return next((rows for rows in self.row_sizes(self.max_rows) if rows >= sequences), self.max_rows)
+
     def window_of(self, microbatch_tokens: int | None) -> int:
         """Slots of a backward unit, of a microbatch of this size if one is given."""
         most = self.backward_window

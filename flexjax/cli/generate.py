@@ -6,14 +6,18 @@ Without options the model's own sampling defaults hold (generation_config.json),
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import flexjax
 from flexjax.cli.adapters import add_adapter_arguments, load_adapters
 from flexjax.cli.progress import show
 from flexjax.cli.settings import add_engine_arguments, read_settings
+from flexjax.config import EngineConfig
+from flexjax.engine.machine import platform_of
 from flexjax.fields import ConfigError
 from flexjax.request import RequestOutput, SamplingParams
+from flexjax.sizes import sizes_for
 
 MAX_TOKENS = 256
 
@@ -52,10 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     prompts = read_prompts(arguments)
     given = sampling_of(arguments)
-    SamplingParams(**given)  # refuses impossible values before the model is loaded
+    sequences = len(prompts) * SamplingParams(**given).n  # refuses impossible values before the model is loaded
     if arguments.use is not None and arguments.use not in dict(arguments.adapter):
         raise ConfigError(f"--use is {arguments.use!r}; name that adapter with --adapter {arguments.use}=DIR")
-    with flexjax.Engine.from_config(read_settings(arguments).engine, progress=show) as engine:
+    config = read_settings(arguments).engine
+    with flexjax.Engine.from_config(enough_for(config, sequences, platform_of(config)), progress=show) as engine:
         load_adapters(engine, arguments.adapter)
         sampling = SamplingParams(**{"max_tokens": MAX_TOKENS, **engine.defaults.sampling, **given})
         if arguments.chat:
@@ -66,6 +71,15 @@ def run(arguments: argparse.Namespace) -> int:
     write = write_json if arguments.json else write_text
     write(prompts, sampling.n, outputs)
     return 0
+
+
+def enough_for(config: EngineConfig, sequences: int, platform: str) -> EngineConfig:
+    """No job comes, and no more sequences than these: where the configuration leaves it open, the engine is no larger,
+    so that few programs are compiled."""
+    if config.policy == "auto" and not (config.tpot_objective_ms or config.itl_objective_ms):
+        config = replace(config, policy="inference_only")
+    open_rows = config.max_rows is None and config.row_sizes is None
+    return replace(config, max_rows=sizes_for(platform).rows_for(sequences)) if open_rows else config
 
 
 def read_prompts(arguments: argparse.Namespace) -> list[str]:

@@ -10,7 +10,8 @@ import pytest
 
 from flexjax.cli import main
 from flexjax.cli.adapters import load_adapters
-from flexjax.cli.generate import write_text
+from flexjax.cli.generate import enough_for, write_text
+from flexjax.config import EngineConfig
 from flexjax.fields import ConfigError
 from flexjax.request import RequestOutput
 from flexjax.weights.peft import read_adapter
@@ -52,6 +53,24 @@ def encode(work, text: str) -> list[int]:
     """One id per byte, by the table in the model's tokenizer.json (a space is written Ġ there)."""
     table = json.loads((work / "tiny" / "tokenizer.json").read_text())["model"]["vocab"]
     return [table[letter.replace(" ", "Ġ")] for letter in text]
+
+
+@pytest.mark.parametrize(
+    ("platform", "sequences", "given", "policy", "row_sizes"),
+    [
+        ("gpu", 1, {}, "inference_only", (32,)),
+        ("gpu", 40, {}, "inference_only", (32, 64)),
+        ("gpu", 1000, {}, "inference_only", (32, 64, 128, 256)),
+        ("cpu", 1, {}, "inference_only", (2,)),
+        ("cpu", 3, {}, "inference_only", (2, 8)),
+        ("gpu", 1, {"max_rows": 64}, "inference_only", (32, 64)),
+        ("gpu", 1, {"row_sizes": (8, 16), "policy": "price"}, "price", (8, 16)),
+        ("gpu", 1, {"tpot_objective_ms": 30}, "co_serve", (32,)),
+    ],
+)
+def test_an_engine_is_no_larger_than_its_prompts_need(platform, sequences, given, policy, row_sizes):
+    config = enough_for(EngineConfig(model="m", **given), sequences, platform).resolved(64, platform)
+    assert (config.policy, config.row_sizes) == (policy, row_sizes)
 
 
 def test_several_answers_have_headings(capsys):
