@@ -37,14 +37,14 @@ def gated_expand(y, low, b, layer, indices, owner, scale, kept=None, *, plan=Non
     Args:
         y: [slots, 2 * width], the frozen products gate and up side by side; with no ``low``, [slots, 2 * (width + R)].
         low, b, layer, indices, owner, scale: as for ``lora_expand``; b is [layers, R, 2 * width].
-        kept: [tiles] bool or int32, whether gate and up of these 64 slots are wanted too. Tiles end where the slots
-            end, only the first may have fewer than 64. None: no tile's.
+        kept: [tiles, 2] bool or int32, whether gate, and whether up, of these 64 slots is wanted too. Tiles end where
+            the slots end, only the first may have fewer than 64. None: nothing is.
         plan: from ``plan_lora_expand``; None computes it here.
 
     Returns:
-        (h [slots, width], y). Gate and up of kept tiles lie in y in place, as ``lora_expand`` leaves them (but that a 0
-        of a slot without an adapter may have lost its sign), and what lies behind them stays as it was; gate and up of
-        other tiles are unspecified.
+        (h [slots, width], y). What is kept lies in y in place, as ``lora_expand`` leaves it (but that a 0 of a slot
+        without an adapter may have lost its sign), and what lies behind gate and up stays as it was; what of them is
+        not kept is unspecified.
 
     Raises:
         ValueError: shapes that do not fit together, an unknown implementation, or shapes and dtypes that it does not
@@ -59,7 +59,7 @@ def gated_expand(y, low, b, layer, indices, owner, scale, kept=None, *, plan=Non
     _check(b, (b.shape[0], rank, out), "b")
     _check(indices, (slots,), "indices")
     if kept is not None:
-        _check(kept, (-(-slots // TILE),), "kept")
+        _check(kept, (-(-slots // TILE), 2), "kept")
     run = choose("gated_expand", IMPLEMENTATIONS, implementation)
     return run(y, low, b, layer, indices, owner, scale, kept, plan=plan)
 

@@ -3,6 +3,8 @@
 Gate and up are written back where they are kept; else what was read of them is dropped.
 """
 
+import functools
+
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -78,30 +80,29 @@ def gated(gate, up):
 
 
 def _leave(shape, arrays, shared, item, stage, worker, gate, up):
-    """Sends h, and gate and up if they are kept; returns when nothing of the stage is needed."""
-    kept = None if arrays.kept is None else arrays.kept[item.tile] > 0
-
-    def write_back():
-        for module, value in zip(MODULES, (gate, up), strict=True):
-            shared.y[stage, shape.share(module, worker)] = value
-
-    def send_back():
-        def copy(slots, rows):
-            for module in MODULES:
-                to = arrays.y.at[slots, shape.columns(item, module, worker)]
-                plgpu.copy_smem_to_gmem(shared.y.at[stage, shape.share(module, worker), rows], to)
-
-        copy_rows(shape, item.tile, copy)
-        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-
-    if kept is not None:
-        pl.when(kept)(write_back)
+    """Sends h, and of gate and up what is kept; returns when nothing of the stage is needed."""
+    kept = [] if arrays.kept is None else [arrays.kept[item.tile, module] > 0 for module in MODULES]
+    places = [shared.y.at[stage, shape.share(module, worker)] for module in MODULES]
+    for wanted, place, value in zip(kept, places, (gate, up), strict=False):
+        pl.when(wanted)(functools.partial(_put, place, value))
     h = gated(gate, up)
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # h of the item before
-    shared.h[worker] = h
+    _put(shared.h.at[worker], h)
     plgpu.commit_smem()
     columns = pl.ds(item.column + worker * shape.tiling.part, shape.tiling.part)
-    send = lambda slots, rows: plgpu.copy_smem_to_gmem(shared.h.at[worker, rows], arrays.h.at[slots, columns])
+    _send(shape, item, shared.h.at[worker], arrays.h, columns)
+    for module, wanted in enumerate(kept):
+        to = arrays.y, shape.columns(item, module, worker)
+        pl.when(wanted)(functools.partial(_send, shape, item, places[module], *to))
+    if kept:
+        pl.when(kept[0] | kept[1])(lambda: plgpu.wait_smem_to_gmem(0, wait_read_only=True))
+
+
+def _put(place, value):
+    place[...] = value
+
+
+def _send(shape, item, place, array, columns):
+    """The tile's slots of shared memory into columns of an array."""
+    send = lambda slots, rows: plgpu.copy_smem_to_gmem(place.at[rows], array.at[slots, columns])
     copy_rows(shape, item.tile, send)
-    if kept is not None:
-        pl.when(kept)(send_back)

@@ -13,7 +13,7 @@ from pallas_kernels.lora_expand.plan import TILE
 @dataclass(frozen=True)
 class Arrays:
     """Arrays in global memory: of ``api.gated_expand``, and of ``lora_expand.plan.Plan``. ``low`` is y itself where it
-    lies behind y; ``kept`` is None, and y is not written, where no tile's gate and up are."""
+    lies behind y; ``kept`` is None, and y is not written, where nothing is."""
 
     y: jax.Ref
     low: jax.Ref

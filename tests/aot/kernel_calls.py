@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pallas_kernels import (
     gated_expand,
@@ -116,7 +117,7 @@ def gated_expansion(case: gated_cases.Case, low_behind: bool = True) -> KernelCa
         None if low_behind else floats(slots, 2 * rank),
         shaped((case.layers, rank, out), case.dtype),
         *(SCALAR, words(slots), words(len(case.owner)), floats(max(case.owner) + 1)),
-        words(len(case.kept)) if case.kept else None,
+        words(*np.shape(case.kept)) if case.kept else None,
     )
     expand = functools.partial(gated_expand, implementation=IMPLEMENTATION)
     name = f"gated {case.name}" + ("" if low_behind else ", low of its own")

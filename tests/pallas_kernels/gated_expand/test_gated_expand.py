@@ -9,7 +9,7 @@ import pytest
 
 from pallas_kernels import gated_expand, plan_lora_expand
 from pallas_kernels.gated_expand import compute, kernel
-from pallas_kernels.gated_expand.cases import SMALL, TILED, Case
+from pallas_kernels.gated_expand.cases import BOTH, GATE, SMALL, TILED, UP, Case
 from pallas_kernels.gated_expand.tiling import Tiling
 from pallas_kernels.mosaic import INTERPRETER
 
@@ -63,23 +63,26 @@ def error(dtype):
     return {"rtol": 2.0 ** (1 - bits), "atol": 2.0 ** (3 - bits)}
 
 
-def kept_slots(arguments):
-    """Which slots' gate and up are wanted: tiles end where the slots end."""
-    slots = len(arguments["indices"])
-    return np.repeat(arguments["kept"], 64)[-slots:] if "kept" in arguments else np.zeros(slots, bool)
+def kept_of(arguments):
+    """What of y is wanted, a mask of its shape: tiles end where the slots end."""
+    slots, width = len(arguments["indices"]), arguments["y"].shape[1] // 2
+    kept = arguments.get("kept")
+    kept = np.zeros((slots, 2), bool) if kept is None else np.repeat(kept, 64, axis=0)[-slots:]
+    return np.repeat(kept, width, axis=1)
 
 
 def assert_right(result, arguments):
     h, y = (np.asarray(each) for each in result)
     assert h.dtype == y.dtype == arguments["y"].dtype
-    exact, width = expanded(**arguments), arguments["y"].shape[1] // 2
-    kept, idle = kept_slots(arguments), arguments["indices"] == 0
+    exact, kept, idle = expanded(**arguments), kept_of(arguments), arguments["indices"] == 0
     np.testing.assert_allclose(y[kept].astype(np.float64), exact[kept], **error(y.dtype))
-    np.testing.assert_array_equal(y[kept & idle], np.asarray(arguments["y"])[kept & idle])
+    unchanged = kept & idle[:, None]
+    np.testing.assert_array_equal(y[unchanged], np.asarray(arguments["y"])[unchanged])
     # An error of gate or up comes into h times the other, up to 6.
     loose = {name: 4 * bound for name, bound in error(y.dtype).items()}
     np.testing.assert_allclose(h.astype(np.float64), gated(exact), **loose)
-    assert_near(h[kept], step_by_step(y[kept][:, :width], y[kept][:, width:]))
+    whole = kept.all(axis=1)
+    assert_near(h[whole], step_by_step(*np.split(y[whole], 2, axis=1)))
 
 
 def step_by_step(gate, up):
@@ -187,7 +190,7 @@ def test_layers_adapters_and_owners_are_data(implementation):
         traces.append(1)
         return gated_expand(**arrays, implementation=implementation)
 
-    for layer, owner, kept in ((0, (2, 1, 1, 0, 3), 1), (1, (1, 1, 0, 0, 2), 0), (1, (3, 3, 3, 3, 3), 1)):
+    for layer, owner, kept in ((0, (2, 1, 1, 0, 3), BOTH), (1, (1, 1, 0, 0, 2), UP), (1, (3, 3, 3, 3, 3), GATE)):
         changed = {"owner": np.array(owner, np.int32), "layer": np.int32(layer), "kept": np.array([kept], bool)}
         assert_right(product(arguments | changed), arguments | changed)
     assert len(traces) == 1
@@ -203,7 +206,7 @@ def test_behind_products_in_a_scan(slots, implementation, no_races):
     normal = lambda size, *shape: jnp.asarray(random.standard_normal(shape) * size, jnp.bfloat16)
     x, w, b = normal(1, slots, width), normal(1 / 16, 2, width, 2 * width + 48), normal(0.4, 2, 24, 2 * width)
     indices, scale = random.integers(0, 3, slots, np.int32), jnp.array([0, 0.5, 1.5], jnp.float32)
-    kept = jnp.ones(-(-slots // 64), bool)
+    kept = jnp.tile(jnp.array([True, False]), (-(-slots // 64), 1))
 
     @jax.jit
     def layers(x, w, b, indices):
@@ -234,7 +237,7 @@ def test_behind_products_in_a_scan(slots, implementation, no_races):
         ({"b": np.zeros((2, 16, 32), np.float32)}, r"b has shape \(2, 16, 32\); the other arguments need \(2, 24"),
         ({"b": np.zeros((2, 24, 33), np.float32)}, "b has 33 columns, which are not gate and up of one width"),
         ({"indices": np.zeros(3, np.int32)}, r"indices has shape \(3,\); the other arguments need \(4,\)"),
-        ({"kept": np.zeros(2, bool)}, r"kept has shape \(2,\); the other arguments need \(1,\)"),
+        ({"kept": np.zeros(1, bool)}, r"kept has shape \(1,\); the other arguments need \(1, 2\)"),
         ({"y": np.zeros((4, 40), np.float32)}, r"y has shape \(4, 40\); the other arguments need \(4, 32\)"),
         ({"low": None}, r"y with low behind it has shape \(4, 32\); the other arguments need \(4, 80\)"),
         ({"implementation": "fast"}, "gated_expand: no implementation 'fast'; it has mosaic_gpu"),
