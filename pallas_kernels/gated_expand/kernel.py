@@ -15,8 +15,9 @@ from pallas_kernels.gated_expand.compute import compute_items
 from pallas_kernels.gated_expand.items import Shape
 from pallas_kernels.gated_expand.load import load_items
 from pallas_kernels.gated_expand.memory import Arrays, Shared, shared_memory
-from pallas_kernels.gated_expand.tiling import MAX_RANK, Tiling, tiling_for
+from pallas_kernels.gated_expand.tiling import Tiling, tiling_for
 from pallas_kernels.lora_expand.plan import Plan, plan_slots
+from pallas_kernels.lora_expand.tiling import MAX_RANK
 
 WIDTH_STEP = 64
 """Widths that the kernel takes are multiples of it."""

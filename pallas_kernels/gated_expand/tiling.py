@@ -3,19 +3,14 @@
 from dataclasses import dataclass
 
 from pallas_kernels.lora_expand.plan import TILE, piece_columns
-
-MAX_RANK = 1024
-"""Columns of the rank axis that fit into shared memory with 32 columns of gate's and up's B."""
-
-PROCESSORS = 132
-"""Multiprocessors of an H100 or H200."""
+from pallas_kernels.lora_expand.tiling import PROCESSORS
 
 SHARED_BYTES = 222 * 1024
 """Shared memory of a thread block for B, y, low and h; slots, owners and barriers take the rest of its 227 KiB."""
 
 CUTS = ((128, 64), (64, 32), (32, 32))
 """Columns of an item, and of them a computing warpgroup's. Wide ones read low least often; where there are few, or B
-is high, narrower ones."""
+is high, narrower ones: B of the last cut fits for the highest rank axis that ``lora_expand`` takes."""
 
 ROUNDS = 8
 """Items of a thread block from which on the last round of them, in which not all have one, hardly counts."""

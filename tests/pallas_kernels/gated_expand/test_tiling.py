@@ -3,7 +3,8 @@
 import pytest
 
 from pallas_kernels.gated_expand.cases import LARGE
-from pallas_kernels.gated_expand.tiling import PROCESSORS, Tiling, tiling_for
+from pallas_kernels.gated_expand.tiling import Tiling, tiling_for
+from pallas_kernels.lora_expand.tiling import MAX_RANK, PROCESSORS
 
 LIMIT = 227 * 1024
 
@@ -18,7 +19,7 @@ def shared_bytes(tiling: Tiling, rank: int, low_bytes: int) -> int:
 
 
 @pytest.mark.parametrize("slots", [1, 64, 256, 1536, 2112])
-@pytest.mark.parametrize("rank", [8, 16, 64, 128, 192, 256, 512, 768, 1024])
+@pytest.mark.parametrize("rank", [8, 16, 64, 128, 192, 256, 512, 768, MAX_RANK])
 @pytest.mark.parametrize("low_bytes", [2, 4])
 @pytest.mark.parametrize("width", [64, 1536, 7168, 14336, 18944])
 def test_fits(slots, rank, low_bytes, width):
