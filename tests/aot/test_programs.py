@@ -1,6 +1,8 @@
 """The engine's programs with the GPU's kernels, compiled for an H100 at the shapes of three layers of Llama-3.1-8B:
 they read weights and pages where they lie."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,6 +102,16 @@ def test_what_kernels_write_in_place_is_passed_on(programs, name):
 @pytest.mark.parametrize("name", ["decode", "taped", "backward"])
 def test_kernels_are_in_the_programs(programs, name):
     assert "mosaic_gpu" in PROGRAMS[name](programs).call.as_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "slots"), [("decode with adapters", 64), ("taped", 2112), ("taped with dropout", 2112)]
+)
+def test_gate_and_up_are_read_once(programs, name, slots):
+    """With adapters a kernel makes silu(gate) * up; no other operation does. A base-only step has such an operation."""
+    exponential = lambda slots: rf"\[{slots},{LLAMA.intermediate_size}\]\S* exponential\("
+    assert re.search(exponential(64), PROGRAMS["decode"](programs).call.as_text())
+    assert not re.search(exponential(slots), PROGRAMS[name](programs).call.as_text())
 
 
 def test_a_program_lowered_in_another_process_is_the_same(programs, caplog):
