@@ -30,6 +30,7 @@ class Kernels:
     page_write: str = "reference"
     window_attention_grad: str = "reference"
     lora_expand: str = "reference"
+    gated_expand: str = "reference"
     grouped_lora_grad: str = "reference"
     linear_cross_entropy: str = "reference"
     head_chunk: int = 2048
@@ -49,7 +50,7 @@ class Kernels:
         widths = {width for module in module_widths(model).values() for width in module}
         lora = "mosaic_gpu" if half and all(width % (WIDTH_STEP * tp) == 0 for width in widths) else "reference"
         expand = lora if rank_capacity <= MAX_RANK else "reference"
-        return cls(attention, attention, attention, expand, lora, head_chunk=32768)
+        return cls(attention, attention, attention, expand, expand, lora, head_chunk=32768)
 
     def for_job(self, rank: int, window: int) -> "Kernels":
         """Those of a job whose adapter has this rank: the reference for gradients that do not fit the kernel."""

@@ -22,7 +22,7 @@ class Plan(NamedTuple):
 
     Attributes:
         slots: [tiles, 64] int32, adapter of each slot, 0 for none and past the end of the first tile.
-        scale: [tiles, 64] float32, scale of that adapter.
+        scale: [tiles, 64] float32, scale of that adapter, 0 for none.
         pieces: [tiles, 2] int32, the first piece of the rank axis that the tile's adapters own, and how many from there
             to the last one; no pieces where nothing is added.
         owner: [pieces, piece] int32, adapter that owns each column, -1 for nobody.
@@ -49,4 +49,4 @@ def plan_slots(indices, owner, scale) -> Plan:
     end = used.shape[1] - jnp.argmax(used[:, ::-1], axis=1)
     count = jnp.where(used.any(axis=1), end - first, 0)
     pieces = jnp.stack([first, count], axis=1).astype(jnp.int32)
-    return Plan(slots, scale[slots], pieces, jnp.repeat(by_piece, RANK_UNIT, axis=1))
+    return Plan(slots, jnp.where(slots > 0, scale[slots], 0.0), pieces, jnp.repeat(by_piece, RANK_UNIT, axis=1))

@@ -121,6 +121,16 @@ def test_what_a_backward_unit_makes_again_is_added_in_place(programs):
     assert [each.line for each in wide if " = f32[" in each.line or each.opcode in ("copy", "slice")] == []
 
 
+@pytest.mark.parametrize(
+    ("name", "slots"), [("decode with adapters", 64), ("taped", 2112), ("taped with dropout", 2112)]
+)
+def test_gate_and_up_are_read_once(programs, name, slots):
+    """With adapters a kernel makes silu(gate) * up; no other operation does. A base-only step has such an operation."""
+    exponential = lambda slots: rf"\[{slots},{LLAMA.intermediate_size}\]\S* exponential\("
+    assert re.search(exponential(64), PROGRAMS["decode"](programs).call.as_text())
+    assert not re.search(exponential(slots), PROGRAMS[name](programs).call.as_text())
+
+
 def test_a_program_lowered_in_another_process_is_the_same(programs, caplog):
     """Its kernels are those of the process that asked, in place and without copies."""
     with LoweringProcesses("gpu", 1) as lowering:

@@ -154,6 +154,29 @@ def test_a_module_left_out_of_the_product():
         np.testing.assert_array_equal(parts[place].astype(jnp.float32), whole[place].astype(jnp.float32))
 
 
+@pytest.mark.parametrize("rate", [None, 0.0])
+def test_gate_and_up_go_on_to_their_product(rate):
+    """As the two modules apart do, in float32; x A lies behind y, or is made beside it where dropout may be asked for.
+    A base-model pass adds nothing."""
+    draw = lambda *shape: jnp.float32(np.random.default_rng(sum(shape)).standard_normal(shape))
+    x, y, a, b, widths = draw(TOKENS, 24), draw(TOKENS, 80), draw(2 * 16, 24), draw(2, 16, 80), (40, 40)
+    masks = None if rate is None else dropout(rate)
+    adapters = jnp.arange(TOKENS) % 3, {"gate_up": jnp.int32([2, 1])}, jnp.float32([0, 0.7, 3.0]), "reference"
+    served = ResidentAdapters(
+        *({"gate_up": b}, jnp.int32(1), *adapters),
+        **dict(plan={"gate_up": None}, dropout=masks, a=masks and {"gate_up": a}),
+        kept=jnp.ones((TOKENS // 64, 2), bool),
+    )
+    joined = y if masks else jnp.concatenate([y, x @ a.T], axis=1)
+    gate, up = np.float64(served("gate_up", x, joined, widths))
+    h, whole = served.gated("gate_up", x, joined, widths)
+    np.testing.assert_allclose(h, gate / (1 + np.exp(-gate)) * up, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(whole[:, :80], np.concatenate([gate, up], axis=1))
+    h, whole = no_adapter.gated("gate_up", x, y, widths)
+    np.testing.assert_allclose(h, y[:, :40] / (1 + np.exp(-np.float64(y[:, :40]))) * y[:, 40:], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(whole, y)
+
+
 def test_products_of_modules():
     assert products_of(("down_proj",)) == (3,)
     assert products_of(("up_proj", "v_proj", "q_proj")) == (0, 2)
