@@ -1,5 +1,6 @@
 """Operations for serving and finetuning a transformer from pages: arrays and numbers in, arrays out."""
 
+from pallas_kernels.gated_expand.api import gated_expand
 from pallas_kernels.grouped_lora.api import grouped_lora_grad
 from pallas_kernels.linear_cross_entropy.api import linear_cross_entropy
 from pallas_kernels.lora_expand.api import lora_expand, plan_lora_expand
@@ -8,6 +9,7 @@ from pallas_kernels.paged_attention.api import paged_attention, plan_paged_atten
 from pallas_kernels.window_attention_grad.api import window_attention_grad
 
 __all__ = [
+    "gated_expand",
     "grouped_lora_grad",
     "linear_cross_entropy",
     "lora_expand",

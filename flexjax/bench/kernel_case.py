@@ -25,7 +25,7 @@ class Alternative:
         call: as in ``timing``.
         adapt: (state, arguments) of the case to the arguments of ``call``; not timed.
         comparable: its output is that of the operation.
-        on_gpu_only: it needs cuDNN.
+        on_gpu_only: it needs cuDNN or a kernel of the GPU's.
     """
 
     call: Call

@@ -9,10 +9,13 @@ import numpy as np
 
 from flexjax.bench.adapter_cases import expand_case, lora_grad_case
 from flexjax.bench.attention_cases import chunk_case, decode_case, ragged, window_grad_case
+from flexjax.bench.gated_cases import gated_case
 from flexjax.bench.kernel_case import KernelCase
 from flexjax.bench.row_cases import loss_case, page_case, product_case, row_write_case
+from pallas_kernels.gated_expand.cases import GATE, NEITHER
+from pallas_kernels.gated_expand.cases import Case as GatedCase
 from pallas_kernels.grouped_lora.cases import Case
-from pallas_kernels.lora_expand.cases import EIGHT_ROWS_EACH, gate_up, qkv
+from pallas_kernels.lora_expand.cases import EIGHT, EIGHT_ROWS_EACH, gate_up, qkv
 from pallas_kernels.model_shapes import LLAMA_3_1_8B, STORIES_260K, ModelShape
 
 
@@ -98,6 +101,7 @@ def all_cases(sizes: Sizes, workloads: Path | None) -> list[KernelCase]:
         *(loss_case(f"loss {tokens} tokens", model, tokens, chunk) for tokens, chunk in sizes.loss),
         *fused_lora_grads(sizes),
         *lora_expansions(sizes),
+        *gated_expansions(sizes),
         *products(sizes),
     ]
 
@@ -147,6 +151,19 @@ def lora_expansions(sizes: Sizes) -> list[KernelCase]:
     widths, rows, window = gate_up(sizes.model), EIGHT_ROWS_EACH, ((0, 64), (3, sizes.slots))
     cases = {"gate_up, 64 rows": (widths, rows), f"gate_up, window of {sizes.slots}": (widths, window)}
     return [expand_case(f"lora_expand {name}", *of, sizes.cold_bytes / 4) for name, of in cases.items()]
+
+
+def gated_expansions(sizes: Sizes) -> list[KernelCase]:
+    """The same slots; and the window once more for a tape that keeps gate."""
+    width, rows, window = sizes.model.feed_forward, EIGHT_ROWS_EACH, ((0, 64), (3, sizes.slots))
+    taped = NEITHER, *[GATE] * (sizes.slots // 64)
+    kinds = {
+        "64 rows": (rows,),
+        f"window of {sizes.slots}": (window,),
+        f"taped window of {sizes.slots}": (window, taped),
+    }
+    cases = {name: GatedCase(name, width, EIGHT, *of) for name, of in kinds.items()}
+    return [gated_case(f"gated_expand, {name}", case, sizes.cold_bytes / 4) for name, case in cases.items()]
 
 
 def modules(model: ModelShape) -> dict[str, tuple[int, int]]:

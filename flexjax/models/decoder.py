@@ -6,6 +6,8 @@ stages serve requests and are pulled back, one by one, in a backward unit:
     x --qkv--> q, k, v   [attention between stages]   x, attention --output--> mid
     mid --mlp_input--> gate, up                       mid, gate, up --mlp_output--> x of the next layer
 
+A forward step, which pulls nothing back, takes the last two as mid --gated--> h and mid, h --down--> x of the next one.
+
 Weights of all layers are stacked on a leading axis, so the layer index can be data. Under tensor parallelism
 (``tp`` > 1) the stages run inside `jax.shard_map` over the axis ``tp`` and see their shard of the weights.
 """
@@ -15,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from flexjax.models.config import ModelConfig
-from flexjax.models.layers import product, rms_norm, rotary_frequencies, rotate
+from flexjax.models.layers import product, rms_norm, rotary_frequencies, rotate, swiglu
 from flexjax.models.sharding import enter_shards, leave_shards
 
 
@@ -74,10 +76,10 @@ class DecoderLayer(nnx.Module):
         gate, up = adapter("gate_up", *self._gate_up(mid, only))
         return gate, up
 
-    def mlp_input_whole(self, mid: jax.Array, adapter) -> jax.Array:
-        """As `mlp_input_stage`, the array that an adapter of `ResidentAdapters` left whole: gate and up side by side in
-        its leading columns."""
-        return adapter.whole("gate_up", *self._gate_up(mid, None))
+    def gated_stage(self, mid: jax.Array, adapter) -> tuple[jax.Array, jax.Array]:
+        """mid [T, d] -> h = silu(gate) * up, [T, ff] (local columns), and an array in whose leading columns gate and up
+        lie side by side where the adapter keeps them."""
+        return adapter.gated("gate_up", *self._gate_up(mid, None))
 
     def _gate_up(self, mid: jax.Array, only: str | None) -> tuple[jax.Array, jax.Array, tuple[int, int]]:
         """The input of gate and up, both without an adapter, and their widths."""
@@ -90,7 +92,10 @@ class DecoderLayer(nnx.Module):
 
     def mlp_output_stage(self, mid: jax.Array, gate: jax.Array, up: jax.Array, adapter) -> jax.Array:
         """mid [T, d], gate and up [T, ff] -> the layer's output, [T, d]."""
-        h = jax.nn.silu(gate) * up
+        return self.down_stage(mid, swiglu(gate, up), adapter)
+
+    def down_stage(self, mid: jax.Array, h: jax.Array, adapter) -> jax.Array:
+        """mid [T, d], h [T, ff] -> the layer's output, [T, d]."""
         (y,) = adapter("down", h, product(h, self.down[...]), mid.shape[1:])
         return mid + self._reduced(y)
 

@@ -1,4 +1,5 @@
-"""The small parts of a decoder layer: RMS normalisation, products, rotary position embedding. No weights live here."""
+"""The small parts of a decoder layer: RMS normalisation, products, activation, rotary position embedding. No weights
+live here."""
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,11 @@ def product(x: jax.Array, matrix: jax.Array) -> jax.Array:
     """x [T, in] times a matrix as files store it, [out, in] -> [T, out]. Its leading rows lie in one piece, so that a
     product with some of them reads them where they are."""
     return jax.lax.dot_general(x, matrix, (((1,), (1,)), ((), ())))
+
+
+def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """silu(gate) * up (Shazeer 2020), in their dtype."""
+    return jax.nn.silu(gate) * up
 
 
 def rotary_frequencies(config: ModelConfig) -> jax.Array:

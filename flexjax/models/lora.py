@@ -2,7 +2,7 @@
 
 An adapter is called with what a frozen product made, ``adapter(product, x, y, widths)``. A product may serve several
 modules that share their input: their outputs lie side by side in ``y``, and the adapter returns them apart, each with
-its own contribution.
+its own contribution. One of a forward step also has ``gated``, which goes on to what gate and up are made for.
 """
 
 import itertools
@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from flexjax.models.config import ModelConfig
+from flexjax.models.layers import swiglu
 
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 PRODUCTS = MappingProxyType(
@@ -42,9 +43,18 @@ def products_of(modules: Collection[str]) -> tuple[int, ...]:
     return tuple(i for i, names in enumerate(PRODUCTS.values()) if not set(names).isdisjoint(modules))
 
 
-def no_adapter(product: str, x: jax.Array, y: jax.Array, widths: tuple[int, ...]) -> list[jax.Array]:
+class NoAdapter:
     """The adapter of a plain base-model pass."""
-    return modules_of(y, widths)
+
+    def __call__(self, product: str, x: jax.Array, y: jax.Array, widths: tuple[int, ...]) -> list[jax.Array]:
+        return modules_of(y, widths)
+
+    def gated(self, product: str, x: jax.Array, y: jax.Array, widths: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+        """Gate and up, side by side in y, -> (silu(gate) * up, y)."""
+        return swiglu(*self(product, x, y, widths)), y
+
+
+no_adapter = NoAdapter()
 
 
 def modules_of(y: jax.Array, widths: tuple[int, ...]) -> list[jax.Array]:

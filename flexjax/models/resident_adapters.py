@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flexjax.models.dropout import Dropout
 from flexjax.models.layers import product as matrix_product
 from flexjax.models.lora import PRODUCTS, modules_of
-from pallas_kernels import lora_expand
+from pallas_kernels import gated_expand, lora_expand
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,9 @@ class ResidentAdapters:
         dropout: applied to the input of slots that ask for it. Without it, x A of every module lies behind y, made by
             the product itself.
         a: with dropout, product -> [modules * R, in], this layer's, one module after another.
+        gated_implementation: as ``implementation``, of ``gated``.
+        kept: [tiles, 2] bool, of every 64 slots whether gate and whether up is wanted beside their product; None: of
+            none.
     """
 
     b: dict[str, jax.Array]
@@ -38,19 +41,23 @@ class ResidentAdapters:
     plan: dict[str, Any]
     dropout: Dropout | None = None
     a: dict[str, jax.Array] | None = None
+    gated_implementation: str = "reference"
+    kept: jax.Array | None = None
 
     def __call__(self, product: str, x: jax.Array, y: jax.Array, widths: tuple[int, ...]) -> list[jax.Array]:
-        return modules_of(self.whole(product, x, y, widths)[:, : sum(widths)], widths)
+        options = dict(widths=widths, plan=self.plan[product], implementation=self.implementation)
+        return modules_of(lora_expand(*self.operands(product, x, y), **options)[:, : sum(widths)], widths)
 
-    def whole(self, product: str, x: jax.Array, y: jax.Array, widths: tuple[int, ...]) -> jax.Array:
-        """y in place, the modules side by side; what lies behind them, [T, modules * R] or nothing, is for no one."""
-        return lora_expand(
-            *(y, None if self.dropout is None else self.low(product, x)),
-            *(self.b[product], self.layer, self.indices, self.owner[product], self.scale),
-            widths=widths,
-            plan=self.plan[product],
-            implementation=self.implementation,
-        )
+    def gated(self, product: str, x: jax.Array, y: jax.Array, widths: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+        """Gate and up, side by side in y, -> (silu(gate) * up, with what is added to each, and y in place). In y lies
+        what of gate and up with that is ``kept``; all else there is for no one."""
+        options = dict(plan=self.plan[product], implementation=self.gated_implementation)
+        return gated_expand(*self.operands(product, x, y), self.kept, **options)
+
+    def operands(self, product: str, x: jax.Array, y: jax.Array) -> tuple:
+        """What an expansion multiplies and adds: without dropout, x A of every module lies behind y."""
+        low = None if self.dropout is None else self.low(product, x)
+        return y, low, self.b[product], self.layer, self.indices, self.owner[product], self.scale
 
     def low(self, product: str, x: jax.Array) -> jax.Array:
         """x A of every module, side by side, [T, modules * R]; dropout differs from module to module."""

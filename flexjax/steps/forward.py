@@ -17,7 +17,7 @@ from flexjax.layout import PAGE_TOKENS, SlotLayout
 from flexjax.models.build import dotted
 from flexjax.models.decoder import Decoder, DecoderLayer
 from flexjax.models.dropout import Dropout
-from flexjax.models.lora import PRODUCTS, modules_of, no_adapter
+from flexjax.models.lora import PRODUCTS, no_adapter
 from flexjax.models.matrices import rows_behind
 from flexjax.models.resident_adapters import ResidentAdapters
 from flexjax.request import MAX_LOGPROBS
@@ -86,6 +86,7 @@ def run_layers(model: Decoder, dims, layout, kernels, adapters, pool, x, batch):
     planned = functools.partial(plan_lora_expand, implementation=kernels.lora_expand)
     plan = {} if layout.base_only else {name: planned(adapter_index, owner[name], batch.scale) for name in owner}
     left_out = dims.rank_capacity if layout.base_only or layout.dropout else 0
+    kept = tape.gated_tiles(dims.tape_layout, batch.tape_pages, layout.rows) if layout.tape else None
     lse_kept = layout.tape and "attention" in dims.tape and dims.lse_follows_final
 
     def one_layer(carry, _):
@@ -94,7 +95,8 @@ def run_layers(model: Decoder, dims, layout, kernels, adapters, pool, x, batch):
         dropout = slot_dropout(layout, batch, index, dims.tp)
         a = dropout and {name: rows_of_a(name, adapters.a[name], index, dims.rank_capacity) for name in PRODUCTS}
         owners = adapter_index, owner, batch.scale
-        resident = ResidentAdapters(adapters.b, index, *owners, kernels.lora_expand, plan, dropout, a)
+        gated = dict(gated_implementation=kernels.gated_expand, kept=kept)
+        resident = ResidentAdapters(adapters.b, index, *owners, kernels.lora_expand, plan, dropout, a, **gated)
         adapter = no_adapter if layout.base_only else resident
         x, pool, lse = layer_forward(layer, dims, layout, kernels, adapter, pool, x, index, positions, places, batch)
         return (x, pool, index + 1), lse if lse_kept else None
@@ -134,15 +136,14 @@ def layer_forward(layer: DecoderLayer, dims, layout, kernels, adapter, pool, x, 
     if layout.tape:  # a write that could come before or after attention's reads would make XLA copy the pool
         pool, attention, lse = jax.lax.optimization_barrier((pool, attention, lse))
     mid = layer.output_stage(x, attention, adapter)
-    if not layout.tape:
-        return layer.mlp_output_stage(mid, *layer.mlp_input_stage(mid, adapter), adapter), pool, lse
-    gate_up, width = layer.mlp_input_whole(mid, adapter), dims.model.intermediate_size // dims.tp
-    flat = lambda heads: heads.reshape(layout.slots, -1)
-    kept = dict(x=x, q=flat(q), attention=flat(attention), mid=mid)
-    kept[LSE] = tape.pack_lse(lse[None], x.dtype)
-    options = dict(width=width, first_row=layout.rows, tp=dims.tp, implementation=kernels.page_write)
-    pool = tape.write_named(pool, index, dims.tape_layout, batch.tape_pages, kept, gate_up, **options)
-    return layer.mlp_output_stage(mid, *modules_of(gate_up[:, : 2 * width], (width, width)), adapter), pool, lse
+    h, gate_up = layer.gated_stage(mid, adapter)
+    if layout.tape:
+        flat = lambda heads: heads.reshape(layout.slots, -1)
+        kept = dict(x=x, q=flat(q), attention=flat(attention), mid=mid)
+        kept[LSE] = tape.pack_lse(lse[None], x.dtype)
+        options = dict(width=h.shape[1], first_row=layout.rows, tp=dims.tp, implementation=kernels.page_write)
+        pool = tape.write_named(pool, index, dims.tape_layout, batch.tape_pages, kept, gate_up, **options)
+    return layer.down_stage(mid, h, adapter), pool, lse
 
 
 def per_slot(rows: jax.Array, tiles: jax.Array | None) -> jax.Array:

@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from flexjax.layout import PAGE_TOKENS
 from flexjax.models.sharding import gathered_columns, own_columns
 from flexjax.state import TapeLayout
 from pallas_kernels import write_pages
@@ -58,6 +59,20 @@ def write_named(
             value = padded(local_part(value, name, tp), pool)
             pool = write(pool, layer, value, of(name, tape.span(name)))
     return pool
+
+
+def gated_tiles(tape: TapeLayout, pages: jax.Array, rows: int) -> jax.Array | None:
+    """Whether the tape keeps gate and whether it keeps up: [tiles, 2], of every 64 slots of a step, counted from its
+    last one. None if it keeps neither of any.
+
+    Args:
+        pages: [tiles of the chunk part, columns]; rows: slots before those.
+    """
+    names = "gate", "up"
+    if set(names).isdisjoint(tape.names):
+        return None
+    kept = jnp.concatenate([columns_of(tape, pages, name, 1) >= 0 for name in names], axis=1)
+    return jnp.pad(kept, ((-(-rows // PAGE_TOKENS), 0), (0, 0)))
 
 
 def padded(value: jax.Array, pool: jax.Array) -> jax.Array:

@@ -51,10 +51,10 @@ def shared_memory(shape, dtype, low_dtype):
     return {
         "b": plgpu.SMEM((shape.pieces, shape.piece, shape.tiling.columns), dtype, transforms=for_product),
         "owner": plgpu.SMEM((shape.pieces, shape.piece), jnp.int32),
-        "y": _rows((stages, shape.parts, TILE, PART), dtype),
+        "y": in_rows((stages, shape.parts, TILE, PART), dtype),
         "slots": plgpu.SMEM((stages, TILE), jnp.int32),
         "scale": plgpu.SMEM((stages, TILE), jnp.float32),
-        "low": _rows((ring, TILE, shape.piece), low_dtype),
+        "low": in_rows((ring, TILE, shape.piece), low_dtype),
         "b_loaded": barriers(1, shape.pieces + 1),
         "b_read": barriers(1),
         "y_loaded": barriers(stages, shape.parts + 2),
@@ -64,7 +64,7 @@ def shared_memory(shape, dtype, low_dtype):
     }
 
 
-def _rows(shape, dtype):
+def in_rows(shape, dtype):
     """Rows of at most 128 bytes in the bank order of tiles of 8 rows, but not in such tiles: their copies could only
     start at every eighth slot."""
     return plgpu.SMEM(shape, dtype, transforms=(plgpu.SwizzleTransform(shape[-1] * jnp.dtype(dtype).itemsize),))

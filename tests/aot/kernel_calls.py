@@ -7,8 +7,17 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from pallas_kernels import grouped_lora_grad, lora_expand, page_write, paged_attention, window_attention_grad
+from pallas_kernels import (
+    gated_expand,
+    grouped_lora_grad,
+    lora_expand,
+    page_write,
+    paged_attention,
+    window_attention_grad,
+)
+from pallas_kernels.gated_expand import cases as gated_cases
 from pallas_kernels.grouped_lora import cases as lora_cases
 from pallas_kernels.lora_expand import cases as expand_cases
 from pallas_kernels.lora_expand.api import RANK_UNIT
@@ -100,6 +109,21 @@ def expansion(case: expand_cases.Case) -> KernelCall:
     return KernelCall(f"expand {case.name}", expand, arguments, in_place=(0,))
 
 
+def gated_expansion(case: gated_cases.Case, low_behind: bool = True) -> KernelCall:
+    """With low behind y, as a step without dropout calls it, or of its own in float32."""
+    slots, out, rank = sum(count for _, count in case.tiles), 2 * case.width, len(case.owner) * RANK_UNIT
+    arguments = (
+        shaped((slots, out + 2 * rank if low_behind else out), case.dtype),
+        None if low_behind else floats(slots, 2 * rank),
+        shaped((case.layers, rank, out), case.dtype),
+        *(SCALAR, words(slots), words(len(case.owner)), floats(max(case.owner) + 1)),
+        words(*np.shape(case.kept)) if case.kept else None,
+    )
+    expand = functools.partial(gated_expand, implementation=IMPLEMENTATION)
+    name = f"gated {case.name}" + ("" if low_behind else ", low of its own")
+    return KernelCall(name, expand, arguments, in_place=(0,) if case.kept else ())
+
+
 def lora_gradients(case: lora_cases.Case) -> KernelCall:
     widths = case.widths or (case.outputs,)
     ranks = len(widths) * case.rank
@@ -123,5 +147,7 @@ CALLS = (
     *map(row_write, write_cases.LARGE),
     *map(page_writes, write_cases.LARGE_PAGES),
     *map(expansion, expand_cases.LARGE),
+    *map(gated_expansion, gated_cases.LARGE),
+    *(gated_expansion(case, low_behind=False) for case in gated_cases.LARGE),
     *map(lora_gradients, lora_cases.LARGE),
 )

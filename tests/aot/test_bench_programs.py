@@ -5,8 +5,9 @@ import functools
 import jax
 import pytest
 
+from flexjax.bench.kernel_case import KernelCase
 from flexjax.bench.kernel_cases import FULL, all_cases
-from flexjax.bench.timing import LAUNCHES, unrolled
+from flexjax.bench.timing import LAUNCHES, Call, unrolled
 from flexjax.engine.programs import COMPILER_OPTIONS
 from flexjax.state import nbytes
 from tests.aot.hopper import compile_for_h100
@@ -14,11 +15,26 @@ from tests.aot.hopper import compile_for_h100
 OPTIONS = COMPILER_OPTIONS["gpu"] | LAUNCHES["gpu"][0]
 
 
-@pytest.mark.parametrize("case", all_cases(FULL, None), ids=lambda case: case.name)
+CASES = all_cases(FULL, None)
+GATED = [case for case in CASES if case.operation == "gated_expand"]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_program_of_a_case(case):
     chosen = case.chosen(on_gpu=True)
-    state, arguments = jax.eval_shape(functools.partial(case.prepare, chosen))
-    program = functools.partial(unrolled, case.call(chosen), case.calls)
+    kernels = kernels_in(case, case.call(chosen))
+    assert chosen != "mosaic_gpu" or kernels >= case.calls
+
+
+@pytest.mark.parametrize("case", GATED, ids=lambda case: case.name)
+def test_its_alternative_has_a_kernel_too(case):
+    assert kernels_in(case, case.alternatives["lora_expand"].call) == case.calls
+
+
+def kernels_in(case: KernelCase, call: Call) -> int:
+    """Calls of kernels in the compiled program, which writes the whole state in place."""
+    state, arguments = jax.eval_shape(functools.partial(case.prepare, case.chosen(on_gpu=True)))
+    program = functools.partial(unrolled, call, case.calls)
     compiled = compile_for_h100(program, state, arguments, donate=(0,), options=OPTIONS)
     assert compiled.memory_analysis().alias_size_in_bytes == nbytes(state)
-    assert chosen != "mosaic_gpu" or compiled.as_text().count('custom_call_target="mosaic_gpu') >= case.calls
+    return compiled.as_text().count('custom_call_target="mosaic_gpu')

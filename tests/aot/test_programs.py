@@ -1,6 +1,7 @@
 """The engine's programs with the GPU's kernels, compiled for an H100 at the shapes of three layers of Llama-3.1-8B:
 they read weights and pages where they lie."""
 
+import dataclasses
 import math
 import re
 
@@ -119,6 +120,39 @@ def test_what_a_backward_unit_makes_again_is_added_in_place(programs):
     wide = [each for each in kept if each.shape[:1] == (2048,) and math.prod(each.shape) >= 2048 * LLAMA.hidden_size]
     assert wide
     assert [each.line for each in wide if " = f32[" in each.line or each.opcode in ("copy", "slice")] == []
+
+
+GATED = pytest.mark.parametrize(
+    ("name", "slots"), [("decode with adapters", 64), ("taped", 2112), ("taped with dropout", 2112)]
+)
+
+
+EXPANSION = re.compile(r'"mosaic_gpu_v2".*op_name="[^"]*/(lora_expand|gated_expand)/')
+"""A kernel's call by the name that it was given."""
+
+
+def silu_of(slots: int, text: str) -> bool:
+    """Whether an operation of the compiler's makes silu(gate)."""
+    return bool(re.search(rf"\[{slots},{LLAMA.intermediate_size}\]\S* exponential\(", text))
+
+
+@GATED
+def test_gate_and_up_are_activated_by_the_compiler(programs, name, slots):
+    """A kernel of their own is not what the engine takes."""
+    text = PROGRAMS[name](programs).call.as_text()
+    assert EXPANSION.findall(text) == ["lora_expand"] * 4
+    assert silu_of(slots, text)
+
+
+@GATED
+def test_gate_and_up_are_read_once_by_a_kernel_of_their_own(programs, name, slots):
+    """Nothing else makes silu(gate) * up."""
+    kernels = dataclasses.replace(KERNELS, gated_expand="mosaic_gpu")
+    own = Programs(programs.definition, programs.frozen, programs.dims, kernels, programs.mesh)
+    text = PROGRAMS[name](own).call.as_text()
+    assert sorted(EXPANSION.findall(text)) == ["gated_expand", *["lora_expand"] * 3]
+    assert not silu_of(slots, text)
+    assert moved(text, weight_shapes(programs)) == [] == forgotten_results(text)
 
 
 def test_a_program_lowered_in_another_process_is_the_same(programs, caplog):

@@ -32,7 +32,7 @@ def run(tmp_path, *only: str) -> tuple[int, dict]:
 
 def test_one_case_of_every_operation(tmp_path, capsys):
     picks = ["decode 3 x 130", "chunk 64 of 64", "window_grad 64", "page_write 64 rows in", "lora_grads down_proj"]
-    picks += ["lora_expand gate_up, 64", "loss", "product of 2 rows, 64 to 64"]
+    picks += ["lora_expand gate_up, 64", "gated_expand, taped", "loss", "product of 2 rows, 64 to 64"]
     code, results = run(tmp_path, *picks)
     assert code == 0
     assert list(results) == ["device", "versions", "commit", "implementations", "metrics", "cases"]
@@ -102,6 +102,9 @@ def test_work_of_known_cases():
     assert cases["lora_grads down_proj, h computed"].bytes == moved
     assert cases["lora_grads down_proj"].bytes == moved + 2 * 2048 * 16
     assert cases["lora_grads of down"].bytes == moved + 2 * 2048 * 16 + 2 * 2048 * 14336
+    gated, taped = cases["gated_expand, window of 2048"], cases["gated_expand, taped window of 2048"]
+    assert gated.bytes == 2112 * 3 * 28672 + 2 * 2048 * 32 + 2 * 2 * 16 * 14336
+    assert taped.bytes == gated.bytes + 2048 * 28672
     assert cases["loss 512 tokens"].flops == 4 * 512 * 4096 * 128256
 
 

@@ -1,6 +1,9 @@
-"""What adapters may add to: widths of the modules, and the products that they are columns of."""
+"""What adapters may add to: widths of the modules, the products that they are columns of; the pass without any."""
 
-from flexjax.models.lora import MODULES, module_widths, products_of
+import jax.numpy as jnp
+import numpy as np
+
+from flexjax.models.lora import MODULES, module_widths, no_adapter, products_of
 from tests.ladder import LLAMA
 
 
@@ -17,3 +20,11 @@ def test_products_of_modules():
     assert products_of(("down_proj",)) == (3,)
     assert products_of(("up_proj", "v_proj", "q_proj")) == (0, 2)
     assert products_of(MODULES) == (0, 1, 2, 3)
+
+
+def test_gate_and_up_without_an_adapter_go_on_to_their_product():
+    y = np.random.default_rng(0).standard_normal((5, 80))
+    h, whole = no_adapter.gated("gate_up", None, jnp.float32(y), (40, 40))
+    gate, up = y[:, :40], y[:, 40:]
+    np.testing.assert_allclose(h, gate / (1 + np.exp(-gate)) * up, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(whole, jnp.float32(y))

@@ -6,6 +6,7 @@ import jax
 import pytest
 
 import pallas_kernels
+from pallas_kernels.gated_expand import cases as gated_expand_cases
 from pallas_kernels.grouped_lora import cases as grouped_lora_cases
 from pallas_kernels.linear_cross_entropy import cases as linear_cross_entropy_cases
 from pallas_kernels.lora_expand import cases as lora_expand_cases
@@ -15,6 +16,7 @@ from pallas_kernels.paged_attention import cases as paged_attention_cases
 from pallas_kernels.window_attention_grad import cases as window_attention_grad_cases
 
 LARGE = {
+    "gated_expand": gated_expand_cases.LARGE,
     "grouped_lora_grad": grouped_lora_cases.LARGE,
     "linear_cross_entropy": linear_cross_entropy_cases.LARGE,
     "lora_expand": lora_expand_cases.LARGE,

@@ -8,6 +8,7 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 import pallas_kernels
+from pallas_kernels.gated_expand import cases as gated_expand_cases
 from pallas_kernels.grouped_lora import cases as grouped_lora_cases
 from pallas_kernels.linear_cross_entropy import cases as linear_cross_entropy_cases
 from pallas_kernels.lora_expand import cases as lora_expand_cases
@@ -22,6 +23,7 @@ CALLS = {
         window_attention_grad_cases.SMALL[3],
         {"q", "out", "lse", "d_out", "pool", "d_k", "d_v"},
     ),
+    "gated_expand": (gated_expand_cases.SMALL[1], {"y", "b"}),
     "lora_expand": (lora_expand_cases.SMALL[1], {"y", "b"}),
     "write_pages": (page_write_cases.SMALL_PAGES[0], {"pool", "values"}),
     "grouped_lora_grad": (grouped_lora_cases.SMALL[1], {"x", "a"}),

@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 
 from flexjax.finetuning.packing import pack_group
+from flexjax.models import resident_adapters
 from flexjax.models.dropout import Dropout
 from flexjax.models.lora import MODULES, module_widths
 from flexjax.steps.forward import tile_seeds
+from pallas_kernels import gated_expand
 from tests.ladder import (
     DECODE,
     FULL,
     LEAN,
     LLAMA,
     MICROBATCH,
+    PAGES,
     PROMPT,
     QWEN,
     TAPED,
@@ -79,6 +82,23 @@ def test_every_tape_and_window(tape, window):
     expected_loss, expected = expected_of(LLAMA)
     assert loss == pytest.approx(expected_loss, rel=1e-6)
     assert_trees_close(rig.factor_gradients(), expected, TOLERANCE)
+
+
+@pytest.mark.parametrize("tape", [LEAN, ("x", "mid", "gate")], ids=",".join)
+def test_what_of_gate_and_up_is_not_kept_may_be_anything(tape, monkeypatch):
+    """A forward step tells apart what a tape keeps, tile by tile, and reads nothing else of them."""
+
+    def poisoned(*operands, **options):
+        *_, y = results = gated_expand(*operands, **options)
+        width, kept = results[0].shape[1], operands[-1]
+        kept = jnp.zeros((-(-len(y) // 64), 2), bool) if kept is None else kept
+        kept = jnp.repeat(jnp.repeat(kept, 64, axis=0)[-len(y) :], width, axis=1)
+        return results[0], y.at[:, : 2 * width].set(jnp.where(kept, y[:, : 2 * width], jnp.nan))
+
+    monkeypatch.setattr(resident_adapters, "gated_expand", poisoned)
+    rig = packed_rig(tape=tape, pages=PAGES + 1)  # programs of its own
+    assert rig.train(0) == pytest.approx(expected_of(LLAMA)[0], rel=1e-6)
+    assert_trees_close(rig.factor_gradients(), expected_of(LLAMA)[1], TOLERANCE)
 
 
 @pytest.mark.parametrize("tape", [LEAN, FULL], ids=["lean", "full"])

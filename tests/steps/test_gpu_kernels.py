@@ -12,10 +12,22 @@ import numpy as np
 import pytest
 
 from flexjax.finetuning.packing import pack_group
+from flexjax.layout import SlotLayout
 from flexjax.models.config import ModelConfig
 from flexjax.steps.kernels import Kernels
 from pallas_kernels import lora_expand
-from tests.ladder import DECODE, FULL, LEAN, MICROBATCH, PROMPT, TAPED, Model, Rig, assert_trees_close, example
+from tests.ladder import (
+    DECODE,
+    FULL,
+    LEAN,
+    MICROBATCH,
+    PROMPT,
+    TAPED,
+    Model,
+    Rig,
+    assert_trees_close,
+    example,
+)
 
 CONFIG = ModelConfig(
     **dict(model_type="llama", vocab_size=512, hidden_size=384, intermediate_size=512, num_layers=2, num_heads=6),
@@ -25,6 +37,8 @@ CONFIG = ModelConfig(
 """Three query heads to each key/value head; gate and up each fill two pages of a tape, hidden one and a half."""
 
 KERNELS = Kernels.for_model("gpu", CONFIG, jnp.bfloat16)
+GATED = "lora_expand", "mosaic_gpu"
+ON_GPU = [pytest.param(name, marks=pytest.mark.gpu) for name in GATED]
 SCALE = 0.25
 SLACK = 1.3
 """How much worse than the references' the kernels' largest error may be: both round to bfloat16, in other places."""
@@ -54,15 +68,16 @@ def test_which_kernels_are_used():
     """The text is what the engine prints at start."""
     assert str(KERNELS) == (
         "paged_attention mosaic_gpu, page_write mosaic_gpu, window_attention_grad mosaic_gpu, "
-        "lora_expand mosaic_gpu, grouped_lora_grad mosaic_gpu, linear_cross_entropy reference"
+        "lora_expand mosaic_gpu, gated_expand lora_expand, grouped_lora_grad mosaic_gpu, linear_cross_entropy reference"
     )
     assert Kernels.for_model("gpu", CONFIG, jnp.float32) == Kernels(head_chunk=32768)
     assert Kernels.for_model("cpu", CONFIG, jnp.bfloat16) == Kernels()
     narrow = dataclasses.replace(CONFIG, intermediate_size=480)
-    assert Kernels.for_model("gpu", narrow, jnp.bfloat16).lora_expand == "reference"
+    refused = Kernels.for_model("gpu", narrow, jnp.bfloat16)
+    assert refused.lora_expand == refused.gated_expand == "reference"
     assert Kernels.for_model("gpu", CONFIG, jnp.bfloat16, tp=4).grouped_lora_grad == "reference"
     assert Kernels.for_model("gpu", CONFIG, jnp.bfloat16, rank_capacity=1032) == dataclasses.replace(
-        KERNELS, lora_expand="reference"
+        KERNELS, lora_expand="reference", gated_expand="reference"
     )
 
 
@@ -98,8 +113,10 @@ def serving_error(kernels: Kernels, model: Model) -> float:
 
 
 @pytest.mark.gpu
-def test_serving(served):
-    ours = serving_error(Kernels.for_model("gpu", served.config, jnp.bfloat16), served)
+@pytest.mark.parametrize("gated", GATED)
+def test_serving(served, gated):
+    kernels = dataclasses.replace(Kernels.for_model("gpu", served.config, jnp.bfloat16), gated_expand=gated)
+    ours = serving_error(kernels, served)
     assert ours < SLACK * serving_error(Kernels(), served)
 
 
@@ -118,23 +135,50 @@ def gradient_errors(kernels: Kernels, tape: tuple[str, ...], rank: int) -> dict[
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("gated", GATED)
 @pytest.mark.parametrize("tape, rank", [(FULL, 16), (("x", "gate"), 16), (LEAN, 8)])
-def test_gradients(tape, rank):
-    ours, references = (gradient_errors(kernels, tape, rank) for kernels in (KERNELS, Kernels()))
+def test_gradients(tape, rank, gated):
+    kernels = dataclasses.replace(KERNELS, gated_expand=gated)
+    ours, references = (gradient_errors(each, tape, rank) for each in (kernels, Kernels()))
     assert max(references.values()) < 0.2
     for key, reference in references.items():
         assert ours[key] < SLACK * reference + 0.002, key
 
 
+def narrow(layers: int) -> Model:
+    small = dict(hidden_size=64, intermediate_size=128, num_heads=2, num_kv_heads=1)
+    return Model.random(dataclasses.replace(CONFIG, **small, num_layers=layers))
+
+
+@functools.cache
+def stepped(gated: str) -> tuple[np.ndarray, np.ndarray]:
+    """What a step of a prompt and a window that keeps gate, each with its adapter, changed in the pool; and
+    log-probabilities of the prompt's row in that step and in the next, which decodes it."""
+    served, layout = narrow(layers=1), SlotLayout(4, 192, tape=True, logprobs=True)
+    rig = rig_with(Kernels(gated_expand=gated), served, tape=("x", "gate"))
+    rig.begin(served.factors(rank=16, seed=7), SCALE)
+    rig.hold(0, *pack_group([example(served.tokens(100, seed=1))], MICROBATCH, 0, 0))
+    version, before = rig.load("two", served.factors(rank=8, seed=2), SCALE), np.float32(rig.pool)
+    rig.seat(0, row=1, tokens=served.tokens(50, seed=2), adapter=version, room=1)
+    outputs = rig.step(layout, prompts=[(0, 0, 50)], windows=rig.whole_windows(0)), rig.step(DECODE, decode=(0,))
+    return np.float32(rig.pool) - before, np.stack([output.logprobs[2][1] for output in outputs])
+
+
+@pytest.mark.parametrize("gated", [*(f"{name}_interpreted" for name in GATED), *ON_GPU])
+def test_forward_steps_agree_whatever_expands_gate_and_up(gated):
+    """But for places in which they round to 8 bits."""
+    for one, two in zip(stepped(gated), stepped("reference"), strict=True):
+        assert np.linalg.norm(one - two) < 2**-8 * np.linalg.norm(two)
+
+
 def gradients_with(kernels: Kernels) -> dict[str, dict[str, np.ndarray]]:
     """Of one layer and a tape without q, mid and up, by backward units with these kernels: all else uses references.
     Neither k nor down is adapted."""
-    small = dict(hidden_size=64, intermediate_size=128, num_layers=1, num_heads=2, num_kv_heads=1)
-    narrow = Model.random(dataclasses.replace(CONFIG, **small))
-    rigs = [rig_with(each, narrow, tape=("x", "gate"), window=64) for each in (Kernels(), kernels)]
+    trained = narrow(layers=1)
+    rigs = [rig_with(each, trained, tape=("x", "gate"), window=64) for each in (Kernels(), kernels)]
     modules = ("q_proj", "v_proj", "o_proj", "gate_proj", "up_proj")
-    rig, tokens = rigs[0], narrow.tokens(60, seed=1)
-    rig.begin(narrow.factors(rank=16, seed=7, modules=modules), SCALE)
+    rig, tokens = rigs[0], trained.tokens(60, seed=1)
+    rig.begin(trained.factors(rank=16, seed=7, modules=modules), SCALE)
     rig.hold(0, *pack_group([example(tokens)], MICROBATCH, 0, 0))
     rig.step(TAPED, windows=rig.whole_windows(0))
     rig.loss(0)

@@ -43,6 +43,16 @@ def test_what_is_written_is_read_and_nothing_else_changes(feed_forward):
     np.testing.assert_array_equal(written[1, untouched], pool[1, untouched])
 
 
+def test_what_of_gate_and_up_a_tape_keeps():
+    """Seventy rows are two tiles, of which the first has six. A tape that names up; the second tile is idle, and the
+    third of a lean tape of x alone."""
+    pages = jnp.array([[3, 19, 7, 0, 11, 5, 2], [-1] * 7, [3, 4, -1, -1, -1, -1, -1]])
+    neither, up = [False, False], [False, True]
+    np.testing.assert_array_equal(tape.gated_tiles(LAYOUT, pages, 70), [neither, neither, up, neither, neither])
+    assert tape.gated_tiles(LAYOUT, pages, 0).shape == (3, 2)
+    assert tape.gated_tiles(TapeLayout(("x", "attention"), (6, 9), 4), pages, 70) is None
+
+
 def test_idle_tiles_read_zeros():
     """Whatever page 0, or any other, holds."""
     pool = jnp.full((1, 4, 64, 4), jnp.nan)
