@@ -39,9 +39,6 @@ class Kernels:
     def for_model(cls, platform: str, model: ModelConfig, dtype, rank_capacity: int = 0, tp: int = 1) -> "Kernels":
         """What serves this model best on "cpu" or "gpu", as measured, among what takes its shapes.
 
-        For `gated_expand` that is the kernel `lora_expand` and the compiler: a kernel of its own, "mosaic_gpu", awaits
-        its first run on a GPU (``flexjax bench kernels`` times both).
-
         Args:
             rank_capacity: of the resident adapters; tp: shards that divide widths.
         """
@@ -53,8 +50,7 @@ class Kernels:
         widths = {width for module in module_widths(model).values() for width in module}
         lora = "mosaic_gpu" if half and all(width % (WIDTH_STEP * tp) == 0 for width in widths) else "reference"
         expand = lora if rank_capacity <= MAX_RANK else "reference"
-        gated = "lora_expand" if expand == "mosaic_gpu" else "reference"
-        return cls(attention, attention, attention, expand, gated, lora, head_chunk=32768)
+        return cls(attention, attention, attention, expand, expand, lora, head_chunk=32768)
 
     def for_job(self, rank: int, window: int) -> "Kernels":
         """Those of a job whose adapter has this rank: the reference for gradients that do not fit the kernel."""

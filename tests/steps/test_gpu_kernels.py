@@ -68,7 +68,7 @@ def test_which_kernels_are_used():
     """The text is what the engine prints at start."""
     assert str(KERNELS) == (
         "paged_attention mosaic_gpu, page_write mosaic_gpu, window_attention_grad mosaic_gpu, "
-        "lora_expand mosaic_gpu, gated_expand lora_expand, grouped_lora_grad mosaic_gpu, linear_cross_entropy reference"
+        "lora_expand mosaic_gpu, gated_expand mosaic_gpu, grouped_lora_grad mosaic_gpu, linear_cross_entropy reference"
     )
     assert Kernels.for_model("gpu", CONFIG, jnp.float32) == Kernels(head_chunk=32768)
     assert Kernels.for_model("cpu", CONFIG, jnp.bfloat16) == Kernels()
