@@ -67,8 +67,16 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	@touch $@
 	@echo "$(VENV): ready"
 
+# In several processes, unless TEST_ARGS choose: compiled programs take memory maps of their process, up to 300 each, and
+# the kernel allows 65,530; beyond, the compiler crashes.
 test: venv
+ifneq ($(TEST_ARGS),)
 	$(TEST_ENVIRONMENT) $(VENV)/bin/python -m pytest $(TEST_ARGS)
+else
+	$(TEST_ENVIRONMENT) $(VENV)/bin/python -m pytest tests/pallas_kernels
+	$(TEST_ENVIRONMENT) $(VENV)/bin/python -m pytest tests/steps
+	$(TEST_ENVIRONMENT) $(VENV)/bin/python -m pytest --ignore tests/pallas_kernels --ignore tests/steps
+endif
 
 demo: venv
 	$(VENV)/bin/flexjax demo configs/demo.toml $(DEMO_ARGS)
