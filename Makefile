@@ -67,7 +67,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	@touch $@
 	@echo "$(VENV): ready"
 
-# In several processes, unless TEST_ARGS choose: compiled programs take memory maps of their process, up to 300 each, and
+# In several processes, unless TEST_ARGS choose: compiled programs take memory maps of their process, some hundred each, and
 # the kernel allows 65,530; beyond, the compiler crashes.
 test: venv
 ifneq ($(TEST_ARGS),)
