@@ -25,9 +25,9 @@ EPOCHS = 1000
 """More than any run holds; the job is cancelled."""
 
 LEARNING_RATE = 1e-6
+
 WINDOW = 256
 """Slots of a backward unit unless [engine] says."""
-
 
 
 @dataclass(frozen=True)
