@@ -13,11 +13,11 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from pallas_kernels.gated_expand.tiling import Tiling
-from pallas_kernels.lora_expand.plan import TILE, piece_columns
+from pallas_kernels.lora_expand.items import Tiled
 
 
 @dataclass(frozen=True)
-class Shape:
+class Shape(Tiled):
     """Static numbers of a call.
 
     Attributes:
@@ -26,30 +26,10 @@ class Shape:
         interpreted: runs in the interpreter.
     """
 
-    slots: int
-    rank: int
     width: int
     tiling: Tiling
     low_after: int
     interpreted: bool
-
-    @property
-    def tiles(self) -> int:
-        return pl.cdiv(self.slots, TILE)
-
-    @property
-    def first_slots(self) -> int:
-        """Slots of the first tile."""
-        return self.slots - (self.tiles - 1) * TILE
-
-    @property
-    def piece(self) -> int:
-        return piece_columns(self.rank)
-
-    @property
-    def pieces(self) -> int:
-        """Pieces of the rank axis; the last one may reach beyond it."""
-        return pl.cdiv(self.rank, self.piece)
 
     @property
     def items(self) -> int:

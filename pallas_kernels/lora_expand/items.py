@@ -18,21 +18,11 @@ from pallas_kernels.lora_expand.tiling import PART, Tiling
 
 
 @dataclass(frozen=True)
-class Shape:
-    """Static numbers of a call.
-
-    Attributes:
-        slots, rank, widths: see ``api.lora_expand``.
-        interpreted: runs in the interpreter.
-        low_after: columns before low in the array that holds it: those of y where low lies behind it.
-    """
+class Tiled:
+    """Slots in tiles, and the rank axis in pieces."""
 
     slots: int
     rank: int
-    widths: tuple[int, ...]
-    tiling: Tiling
-    interpreted: bool
-    low_after: int = 0
 
     @property
     def tiles(self) -> int:
@@ -44,11 +34,6 @@ class Shape:
         return self.slots - (self.tiles - 1) * TILE
 
     @property
-    def parts(self) -> int:
-        """Copies that an item's columns of y take."""
-        return self.tiling.columns // PART
-
-    @property
     def piece(self) -> int:
         return piece_columns(self.rank)
 
@@ -56,6 +41,27 @@ class Shape:
     def pieces(self) -> int:
         """Pieces of the rank axis; the last one may reach beyond it."""
         return pl.cdiv(self.rank, self.piece)
+
+
+@dataclass(frozen=True)
+class Shape(Tiled):
+    """Static numbers of a call.
+
+    Attributes:
+        slots, rank, widths: see ``api.lora_expand``.
+        interpreted: runs in the interpreter.
+        low_after: columns before low in the array that holds it: those of y where low lies behind it.
+    """
+
+    widths: tuple[int, ...]
+    tiling: Tiling
+    interpreted: bool
+    low_after: int = 0
+
+    @property
+    def parts(self) -> int:
+        """Copies that an item's columns of y take."""
+        return self.tiling.columns // PART
 
     @property
     def items(self) -> int:
