@@ -46,8 +46,9 @@ class Scheduler:
     """Continuous batching of requests with finetuning in the room they leave.
 
     Each iteration holds, in this order: every row that decodes; prompt chunks within the policy's limit, the most
-    senior request first (priority, then arrival, hence TTFT deadline); finetuning windows in free tiles and units
-    while the predicted time stays within the limit. Its layout is the cheapest predicted one that holds it.
+    senior request first (priority, then arrival, hence TTFT deadline) but for those that `WaitingQueue` lets go behind;
+    finetuning windows in free tiles and units while the predicted time stays within the limit. Its layout is the
+    cheapest predicted one that holds it.
 
     Iterations may overlap: ``schedule`` commits progress at once, and any number of iterations may be under way
     before ``complete`` is called for each in order. Not thread-safe.
@@ -214,7 +215,7 @@ class Scheduler:
         draft = Draft(self._next_index, self.layouts, self.latency)
         share = self.policy.serve(self._view(now))
         if share.allowed:
-            self._serving.plan(draft, share)
+            self._serving.plan(draft, share, now)
         served = draft.seconds if draft.serves else 0.0
         self._demand.note(now, len(draft.decode), draft.need.tiles * PAGE_TOKENS)
         known = {"surge": self._surge(draft, share.limit), "pages_short": self._serving.pages_short}

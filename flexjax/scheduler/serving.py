@@ -8,6 +8,7 @@ from flexjax.layout import PAGE_TOKENS, tiles_for
 from flexjax.request import Request
 from flexjax.scheduler.chunks import chunk_tiles, with_chunk
 from flexjax.scheduler.compaction import movers
+from flexjax.scheduler.demand import Pace
 from flexjax.scheduler.draft import Draft
 from flexjax.scheduler.ledger import PageLedger
 from flexjax.scheduler.output import DecodeSlot, Iteration, NewToken, PromptSegment
@@ -47,6 +48,8 @@ class Serving:
         self.arrivals = self.preemptions = 0
         self.pages_short = False
         self._ledger = ledger
+        self._pace = Pace()
+        self._reused = 0
         self.decoding: list[Sequence] = []
         self.prompting: list[Sequence] = []
         self._moving: list[Sequence] = []
@@ -76,13 +79,17 @@ class Serving:
         elif self.parked.pop(sequence.request.id, None) is None:
             self.queue.remove(sequence)
 
-    def plan(self, draft: Draft, share: Share) -> None:
-        """Adds every row that decodes, then prompt chunks while ``share`` lasts, but at least the cheapest chunk."""
+    def plan(self, draft: Draft, share: Share, now: float) -> None:
+        """Adds every row that decodes, then prompt chunks while ``share`` lasts, but at least the cheapest chunk.
+        ``now`` is seconds on the clock of arrivals."""
         self.pages_short = False
+        self._reused = 0
         if self._move(draft):
             self.survey()
         self._plan_decode(draft)
+        self.queue.give_up(share.late_before, self._pace.tiles_per_second)
         self._plan_prompts(draft, share)
+        self._pace.note(now, draft.need.tiles + self._reused, len(self.queue) > 0)
         draft.floor = None
 
     def survey(self) -> None:
@@ -203,7 +210,8 @@ class Serving:
         if pages is None:
             self.pages_short = True
             return False
-        self.queue.remove(sequence)
+        self.queue.take(sequence, share.lost_before)
+        self._reused += len(run)
         sequence.seat(self.seats.take(sequence), len(run), pages, run)
         self.prompting.append(sequence)
         draft.admitted.append(sequence.request.id)

@@ -1,4 +1,4 @@
-"""How much requests ask for, and finetuning that gives way when it rises."""
+"""How much requests ask for, finetuning that gives way when it rises, and how fast a queue is served."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 
 from flexjax.layout import SlotLayout
 from flexjax.scheduler import LatencyModel, policy_from_name
-from flexjax.scheduler.demand import LATELY_SECONDS, NOW_SECONDS, Demand
+from flexjax.scheduler.demand import LATELY_SECONDS, NOW_SECONDS, PACE_KNOWN, Demand, Pace
 from flexjax.scheduler.draft import Draft, Need
 from tests.scheduler.test_policies import view
 
@@ -64,6 +64,33 @@ def test_a_pause_ends_demand():
     now = after(meter, 0.0, 5.0, rows=10, chunk=64)
     meter.note(now + 20, 1, 0)
     assert meter.slots < 10
+
+
+def paced(pace: Pace, start: float, seconds: float, tiles: int, waiting: bool) -> float:
+    """Iterations of STEP seconds that take in so many tiles each; the time after the last one."""
+    count = round(seconds / STEP)
+    for index in range(count + 1):
+        pace.note(start + index * STEP, tiles, waiting)
+    return start + count * STEP
+
+
+def test_a_pace_is_unknown_until_requests_have_waited_for_a_while():
+    pace = Pace()
+    now = paced(pace, 0.0, 10.0, tiles=4, waiting=False)
+    assert pace.tiles_per_second is None, "what is taken in while nobody waits is not the most that could be"
+    now = paced(pace, now, PACE_KNOWN - STEP, tiles=8, waiting=True)
+    assert pace.tiles_per_second is None
+    now = paced(pace, now, 2 * STEP, tiles=8, waiting=True)
+    assert pace.tiles_per_second == pytest.approx(8 / STEP), "at once the rate, without a slow rise"
+    paced(pace, now, 3 * NOW_SECONDS, tiles=1, waiting=False)
+    assert pace.tiles_per_second is None, "it is forgotten"
+
+
+def test_a_pace_follows_its_rate_as_an_exponential_does():
+    pace = Pace()
+    now = paced(pace, 0.0, 20.0, tiles=10, waiting=True)
+    paced(pace, now, 1.0, tiles=6, waiting=True)
+    assert pace.tiles_per_second == pytest.approx((6 + 4 * math.exp(-1.0 / NOW_SECONDS)) / STEP, rel=1e-2)
 
 
 def draft(seconds: dict[SlotLayout, float], context: int = 0) -> Draft:

@@ -283,3 +283,35 @@ def test_completion_out_of_order_is_a_bug_of_the_caller(simulate):
     second = sim.step()
     with pytest.raises(AssertionError, match="iteration 1 was completed, 0 is next"):
         sim.scheduler.complete(second, {0: 1}, None)
+
+
+def crowded(simulate, **options):
+    """About 120 tiles a second; first tokens are due after 2 seconds."""
+    layouts = (SlotLayout(128), SlotLayout(128, 64))
+    return simulate(objective=0.05, ttft=2.0, rows=128, pages=600, layouts=layouts, **options)
+
+
+def test_when_more_come_than_can_be_served_long_prompts_wait_and_all_others_are_in_time(simulate):
+    """130 prompts of 340 tiles in all; in turn, a third of the short ones would be late."""
+    sim = crowded(simulate)
+    short = [sim.request(words(512 if seed % 13 in (2, 6, 10) else 20, seed), new=1) for seed in range(130)]
+    short = [request.id for request in short if len(request.prompt) == 20]
+    sim.drain()
+    sim.verify()
+    assert len(short) == 100 and len(sim.reasons) == 130
+    assert max(sim.first_token_at[request] for request in short) < 2.0
+
+
+def test_prompts_found_in_the_cache_are_served_faster_and_nobody_is_given_up(simulate):
+    """200 prompts of 900 tiles in all, of which 200 have to be computed: everybody can be in time."""
+    sim = crowded(simulate)
+    prompt = words(460)
+    sim.request(prompt, new=1)
+    sim.drain()
+    asked = [sim.request(prompt + words(20, seed) if seed % 2 else words(20, seed), new=1) for seed in range(200)]
+    begin = sim.now
+    sim.drain()
+    sim.verify()
+    ids = [request.id for request in asked]
+    assert sorted(ids, key=sim.first_token_at.get) == ids
+    assert sim.first_token_at[ids[-1]] - begin < 2.0
