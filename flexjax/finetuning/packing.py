@@ -1,6 +1,7 @@
 """Packing: the sequences of one optimizer step onto few microbatch axes. It knows no order of data."""
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -92,12 +93,12 @@ def following_targets(example: Example) -> np.ndarray:
 def pack_group(
     group: Sequence[Example], capacity: int, step: int, epoch: int, evaluation: bool = False
 ) -> list[PackedMicrobatch]:
-    """Packs the sequences of one group, first fit by falling number of tiles (equals in the order given).
+    """Packs the sequences of one group by their tiles, as `pack_bins` says.
 
     Args:
         capacity: slots of a microbatch, a multiple of 64; every example fits (`check_lengths`).
     """
-    bins = first_fit_decreasing([tiles_for(each.computed_tokens) for each in group], capacity // PAGE_TOKENS)
+    bins = pack_bins([tiles_for(each.computed_tokens) for each in group], capacity // PAGE_TOKENS)
     trained_tokens = sum(each.trained_tokens for each in group)
     microbatches = []
     for index, members in enumerate(bins):
@@ -111,11 +112,61 @@ def pack_group(
     return microbatches
 
 
+def pack_bins(sizes: Sequence[int], capacity: int) -> list[list[int]]:
+    """Indices of ``sizes``, each at least 1, in few bins of ``capacity``: filled one by one, or first fit decreasing
+    where that makes fewer (a subset that fills its bin can leave sizes that go badly together). In a bin the largest
+    first, equals in the order given. The same bins whenever asked.
+    """
+    filled = fill_one_by_one(sizes, capacity)
+    if len(filled) * capacity < sum(sizes) + capacity:  # none could be spared
+        return filled
+    return min(filled, first_fit_decreasing(sizes, capacity), key=len)
+
+
+def fill_one_by_one(sizes: Sequence[int], capacity: int) -> list[list[int]]:
+    """Each bin opens with the largest item left and takes those others that leave the least room in it."""
+    waiting: dict[int, deque[int]] = {}
+    for item in largest_first(sizes):
+        waiting.setdefault(sizes[item], deque()).append(item)
+    bins = []
+    while waiting:
+        largest = next(iter(waiting))
+        opening = waiting[largest].popleft()
+        rest = fullest_subset({size: len(items) for size, items in waiting.items()}, capacity - largest)
+        bins.append([opening, *(waiting[size].popleft() for size in rest)])
+        waiting = {size: items for size, items in waiting.items() if items}
+    return bins
+
+
+def fullest_subset(counts: Mapping[int, int], room: int) -> list[int]:
+    """Sizes whose sum comes closest to ``room`` from below; of several such choices the one of the largest sizes.
+
+    Args:
+        counts: how many there are of each size, in falling order of the sizes.
+
+    Which sums the sizes from one on can make are the binary digits of an integer::
+
+        sizes 3 2 2, room 6     none: 1     2: 101     2 2: 10101     3 2 2: 111101 (7 is too much), so 5 = 3 + 2
+    """
+    offered = [size for size, count in counts.items() for _ in range(min(count, room // size))]
+    within = (1 << room + 1) - 1
+    sums = [1]
+    for size in reversed(offered):
+        sums.append((sums[-1] | sums[-1] << size) & within)
+    missing = sums[-1].bit_length() - 1
+    taken = []
+    for size, sums_of_later in zip(offered, reversed(sums[:-1]), strict=True):
+        if size <= missing and sums_of_later >> missing - size & 1:
+            taken.append(size)
+            missing -= size
+    return taken
+
+
 def first_fit_decreasing(sizes: Sequence[int], capacity: int) -> list[list[int]]:
-    """Indices of ``sizes`` in bins of ``capacity``, each index in the first bin that has room, the largest first."""
+    """Each item in the first bin that has room, the largest first."""
     bins: list[list[int]] = []
     room: list[int] = []
-    for item in sorted(range(len(sizes)), key=lambda item: -sizes[item]):
+    for item in largest_first(sizes):
         fitting = next((each for each, left in enumerate(room) if left >= sizes[item]), len(bins))
         if fitting == len(bins):
             bins.append([])
@@ -123,6 +174,11 @@ def first_fit_decreasing(sizes: Sequence[int], capacity: int) -> list[list[int]]
         bins[fitting].append(item)
         room[fitting] -= sizes[item]
     return bins
+
+
+def largest_first(sizes: Sequence[int]) -> list[int]:
+    """Indices of ``sizes``, equals in the order given."""
+    return sorted(range(len(sizes)), key=lambda item: -sizes[item])
 
 
 def check_lengths(dataset: Dataset, capacity: int) -> None:

@@ -1,13 +1,16 @@
 """Packing: every token once, each sequence in tiles of its own, one normaliser for the whole group."""
 
+import itertools
+
 import numpy as np
 import pytest
+from hypothesis import example as case
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flexjax.fields import ConfigError
 from flexjax.finetuning.dataset import Dataset, Example
-from flexjax.finetuning.packing import check_lengths, first_fit_decreasing, pack_group
+from flexjax.finetuning.packing import check_lengths, fullest_subset, pack_bins, pack_group
 
 CAPACITY = 256
 
@@ -77,17 +80,49 @@ def test_tiles_hold_one_sequence_each_and_fit(group):
             assert each.positions[start : start + length].tolist() == list(range(length))
 
 
-@given(st.lists(st.integers(1, 8), min_size=1, max_size=30))
-def test_first_fit_decreasing_stays_within_its_bound(sizes):
-    bins = first_fit_decreasing(sizes, 8)
+def bins_of_first_fit_decreasing(sizes, capacity):
+    rooms = []
+    for size in sorted(sizes, reverse=True):
+        roomy = [number for number, room in enumerate(rooms) if room >= size]
+        if roomy:
+            rooms[roomy[0]] -= size
+        else:
+            rooms.append(capacity - size)
+    return len(rooms)
+
+
+@given(st.lists(st.integers(1, 16), max_size=40))
+@case([8, 6, 6, 6, 6, 6, 4, 4])  # 8 + 4 + 4 fills one bin and leaves five 6 to three more
+def test_bins_hold_every_item_once_and_are_no_more_than_first_fit_decreasing_needs(sizes):
+    bins = pack_bins(sizes, 16)
     assert sorted(item for each in bins for item in each) == list(range(len(sizes)))
-    assert all(sum(sizes[item] for item in each) <= 8 for each in bins)
-    fewest = -(-sum(sizes) // 8)
-    assert len(bins) <= 1.5 * fewest + 1  # two bins that are half empty would have been one
+    assert all(0 < sum(sizes[item] for item in each) <= 16 for each in bins)
+    assert len(bins) <= bins_of_first_fit_decreasing(sizes, 16)
+
+
+def test_a_bin_takes_what_fills_it_rather_than_what_is_largest():
+    """First fit decreasing would pair the 4s and need a third bin."""
+    assert pack_bins([3, 4, 3, 3, 4, 3], 10) == [[1, 0, 2], [4, 3, 5]]
+
+
+def test_only_the_last_bin_is_part_filled_where_small_sequences_abound():
+    sizes = np.random.default_rng(0).integers(1, 20, 1000).tolist()
+    fills = [sum(sizes[item] for item in each) for each in pack_bins(sizes, 64)]
+    assert set(fills[:-1]) == {64} and fills[-1] == sum(sizes) - 64 * (len(fills) - 1)
 
 
 def test_equal_sequences_keep_their_order():
-    assert first_fit_decreasing([1, 2, 1, 2, 1], 4) == [[1, 3], [0, 2, 4]]
+    assert pack_bins([1, 2, 1, 2, 1], 4) == [[1, 3], [0, 2, 4]]
+
+
+@given(st.lists(st.integers(1, 12), max_size=8), st.integers(0, 30))
+def test_no_other_subset_is_fuller(sizes, room):
+    falling = sorted(sizes, reverse=True)
+    subsets = [taken for number in range(len(sizes) + 1) for taken in itertools.combinations(falling, number)]
+    fitting = [taken for taken in subsets if sum(taken) <= room]
+    fullest = max(map(sum, fitting))
+    counts = {size: falling.count(size) for size in falling}
+    assert tuple(fullest_subset(counts, room)) == max(taken for taken in fitting if sum(taken) == fullest)
 
 
 def test_a_sequence_longer_than_a_microbatch_is_refused():
