@@ -12,6 +12,7 @@ import numpy as np
 
 from flexjax.bench.coserve_bound import Demand, demand
 from flexjax.bench.coserve_denominators import measure_alone, measure_capacity, write_partition
+from flexjax.bench.coserve_division import divide_runs
 from flexjax.bench.coserve_engine import CoserveSetup
 from flexjax.bench.coserve_metrics import (
     finetune_metrics,
@@ -23,7 +24,7 @@ from flexjax.bench.coserve_metrics import (
 )
 from flexjax.bench.coserve_plan import ALONE as ALONE_POLICY
 from flexjax.bench.coserve_plan import INFERENCE, JOB, PARTITION, CoservePlan, read_coserve_plan
-from flexjax.bench.coserve_results import ALONE, CAPACITY, missing_lines, ratios
+from flexjax.bench.coserve_results import REFUSED, divided_line, missing_lines, ratios
 from flexjax.bench.coserve_run import Outcome
 from flexjax.bench.coserve_session import CoserveSession, session
 from flexjax.bench.coserve_timeline import timeline
@@ -43,7 +44,8 @@ def run_coserve_bench(
     Args:
         config_path: TOML with [bench] (`CoservePlan`) and [engine] tables.
         what: "run" replays the trace under the policy; "capacity" searches for the rate that inference alone holds;
-            "alone" lets finetuning have the engine to itself.
+            "alone" lets finetuning have the engine to itself; "divide" measures nothing and divides the runs in
+            ``out`` by the denominators there.
         traces: instead of the file's, names of workloads; with "run", one after another.
         overrides: fields of the plan; None leaves the file's.
 
@@ -54,7 +56,9 @@ def run_coserve_bench(
     (plan, engine_table), plans, show = read[0], [each for each, _ in read], functools.partial(print, flush=True)
     if len(plans) > 1 and (what != "run" or plan.policy in (PARTITION, ALONE_POLICY)):
         raise ConfigError(f"--workload names {len(plans)} traces; several can only be replayed, not used otherwise")
-    if plan.policy == PARTITION:
+    if what == "divide":
+        files = divide_runs(plan.setup, workloads, out, show)
+    elif plan.policy == PARTITION:
         files = [write_partition(plan, plan.trace(workloads), out, show)]
     else:
         with tempfile.TemporaryDirectory(prefix="flexjax-coserve-") as folder:
@@ -96,11 +100,12 @@ def measure_run(run: CoserveSession) -> Path:
     found = run.results.denominators(trace)
     metrics = run_metrics(run, outcome)
     tokens = metrics.get("finetune_tokens_per_s")
-    metrics |= ratios(trace.rate, tokens, found) | bound_metrics(run, found)
+    metrics |= bound_metrics(run)
+    metrics |= ratios(trace.rate, tokens, metrics["bound_finetune_tokens_per_s"], found)
     file = run.results.run_file(trace, plan.policy)
     notes = missing_lines(found, run.results.facts["commit"])
     if outcome.refusal is not None:
-        notes.append(f"requests were refused, the first because: {outcome.refusal}")
+        notes.append(f"{REFUSED}, the first because: {outcome.refusal}")
     run.results.write(
         file,
         metrics,
@@ -113,8 +118,7 @@ def measure_run(run: CoserveSession) -> Path:
         ceilings=dataclasses.asdict(run.ceilings),
         timeline=timeline(outcome, run.engine.memory_plan.page_bytes),
     )
-    divided = [f"divided by {each.metric} {each.value:,.4g} of {each.file}" for each in found.values()]
-    run.show("\n".join([table(metrics), *divided, *notes]))
+    run.show("\n".join([table(metrics), *map(divided_line, found.values()), *notes]))
     return file
 
 
@@ -134,17 +138,13 @@ def run_metrics(run: CoserveSession, outcome: Outcome) -> dict[str, float]:
     return metrics | memory_metrics(run.engine, outcome.pool)
 
 
-def bound_metrics(run: CoserveSession, found: Mapping) -> dict[str, float]:
+def bound_metrics(run: CoserveSession) -> dict[str, float]:
     """What conservation leaves for finetuning, while rates are counted; see `flexjax.bench.coserve_bound`."""
     needed = counted_demand(run)
-    made = {
+    return {
         "bound_finetune_tokens_per_s": needed.overlapping(run.ceilings),
         "bound_turns_finetune_tokens_per_s": needed.taking_turns(run.ceilings),
     }
-    if ALONE in found and CAPACITY in found:
-        served = run.setup.trace.rate / found[CAPACITY].value
-        made["bound_efficiency"] = served + made["bound_finetune_tokens_per_s"] / found[ALONE].value
-    return made
 
 
 def counted_demand(run: CoserveSession) -> Demand:

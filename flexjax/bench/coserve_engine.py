@@ -1,6 +1,6 @@
 """CoserveSetup: the engine, the finetuning job and the prompts of a plan. It replays nothing."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ class CoserveSetup:
     def _first_job(self, vocabulary: int) -> FinetuneJob:
         return FinetuneJob(
             name=JOB,
-            data=finetuning_rows(self.lengths, vocabulary, self.plan.trained_share),
+            data=FinetuningRows(self.lengths, vocabulary, self.plan.trained_share),
             rank=self.plan.rank,
             target_modules=self.plan.target_modules,
             learning_rate=LEARNING_RATE,
@@ -116,14 +116,24 @@ class CoserveSetup:
                 )
 
 
-def finetuning_rows(lengths: Sequence[int], vocabulary: int, trained_share: float) -> list[dict]:
-    """Rows of random token ids; the last ``trained_share`` of each has a loss, at least one token, never the first."""
-    random, rows = np.random.default_rng(0), []
-    for length in lengths:
-        trained = max(1, min(length - 1, round(trained_share * length)))
-        ids = random.integers(0, vocabulary, length).tolist()
-        rows.append({"input_ids": ids, "loss_mask": [False] * (length - trained) + [True] * trained})
-    return rows
+@dataclass(frozen=True)
+class FinetuningRows:
+    """Rows of random token ids; the last ``trained_share`` of each has a loss, at least one token, never the first.
+
+    They are made as they are read, every time the same: millions of numbers in lists would be searched for garbage
+    while requests wait.
+    """
+
+    lengths: Sequence[int]
+    vocabulary: int
+    trained_share: float
+
+    def __iter__(self) -> Iterator[dict]:
+        random = np.random.default_rng(0)
+        for length in self.lengths:
+            trained = max(1, min(length - 1, round(self.trained_share * length)))
+            ids = random.integers(0, self.vocabulary, length).tolist()
+            yield {"input_ids": ids, "loss_mask": [False] * (length - trained) + [True] * trained}
 
 
 class Feed:

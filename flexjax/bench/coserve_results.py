@@ -12,6 +12,10 @@ from flexjax.bench.results import write_results
 from flexjax.fields import ConfigError
 
 CAPACITY, ALONE = "capacity_requests_per_s", "alone_finetune_tokens_per_s"
+RATIOS = ("finetune_kept", "efficiency", "bound_efficiency")
+
+REFUSED = "requests were refused"
+"""How the note begins that says so."""
 
 DECIDES = {
     CAPACITY: ("objective", "objective_ms", "ttft_objective_ms", "adapters", "rank"),
@@ -102,18 +106,25 @@ def listed(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def ratios(rate: float, tokens: float | None, found: Mapping[str, Denominator]) -> dict[str, float]:
-    """``finetune_kept`` and ``efficiency``, each if its denominators are known.
+def ratios(rate: float, tokens: float | None, bound: float, found: Mapping[str, Denominator]) -> dict[str, float]:
+    """`RATIOS`, each if its denominators are known.
 
     Args:
         rate: requests per second that were held; tokens: finetuning tokens per second, None without a job.
+        bound: finetuning tokens per second that conservation leaves, see `flexjax.bench.coserve_bound`.
     """
     made = {}
     if tokens is not None and ALONE in found:
         made["finetune_kept"] = tokens / found[ALONE].value
     if CAPACITY in found and (tokens is None or "finetune_kept" in made):
         made["efficiency"] = rate / found[CAPACITY].value + made.get("finetune_kept", 0.0)
+    if CAPACITY in found and ALONE in found:
+        made["bound_efficiency"] = rate / found[CAPACITY].value + bound / found[ALONE].value
     return made
+
+
+def divided_line(found: Denominator) -> str:
+    return f"divided by {found.metric} {found.value:,.4g} of {found.file}"
 
 
 def missing_lines(found: Mapping[str, Denominator], commit: str | None) -> list[str]:

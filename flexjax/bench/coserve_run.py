@@ -121,7 +121,7 @@ class TraceRun:
         loop, sent = self.engine.loop, replay.requests
         earlier = loop.started - replay.began
         kept = [each for each in list(loop.records) if each.index >= first]
-        records = tuple(replace(each, start=each.start + earlier) for each in kept)
+        records = tuple(each._replace(start=each.start + earlier) for each in kept)
         unsent = [None] * (len(self.trace.rows) - len(sent))
         return Outcome(
             trace=self.trace,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from flexjax.bench.coserve_engine import finetuning_rows
+from flexjax.bench.coserve_engine import FinetuningRows
 from flexjax.bench.coserve_run import begin, require_sound
 from flexjax.bench.memory_ablation import lean_plan
 from flexjax.bench.step_memory import MemoryWatch
@@ -64,7 +64,7 @@ def measured_memory(
 def memory_job(vocabulary: int, modules: Sequence[str], tokens: int, rank: int) -> FinetuneJob:
     return FinetuneJob(
         name=JOB,
-        data=finetuning_rows([tokens] * 8, vocabulary, 1.0),
+        data=FinetuningRows([tokens] * 8, vocabulary, 1.0),
         rank=rank,
         target_modules=tuple(modules),
         learning_rate=1e-6,

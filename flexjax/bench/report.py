@@ -4,7 +4,6 @@ Plain numbers in, plain numbers out; it does not know the plots made of them.
 Times are seconds throughout.
 """
 
-import dataclasses
 import json
 import math
 import os
@@ -116,18 +115,22 @@ def write_report(
         "requests": [dict(request) for request in requests],
         "iterations": columns(records),
     }
-    report = finite(report)
-    path = Path(path)
+    return write_finite(path, report)
+
+
+def write_finite(path: str | os.PathLike, values: dict) -> dict:
+    """Write JSON, `finite`, and return it. A reader never finds half a file; its folder is made if need be."""
+    path, values = Path(path), finite(values)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+    unfinished.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n")
     unfinished.replace(path)
-    return report
+    return values
 
 
 def columns(records: Sequence[IterationRecord]) -> dict[str, list]:
     """Field by field, which is a fifth of the size of one dict per iteration."""
-    return {field.name: [getattr(r, field.name) for r in records] for field in dataclasses.fields(IterationRecord)}
+    return {name: [getattr(record, name) for record in records] for name in IterationRecord._fields}
 
 
 def read_records(report: Mapping) -> list[IterationRecord]:

@@ -1,11 +1,9 @@
 """Results: the JSON file that a benchmark leaves, one form for kernels and steps."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from flexjax.bench.report import finite
+from flexjax.bench.report import write_finite
 
 
 def case_result(
@@ -48,10 +46,4 @@ def write_results(
         metrics: under the names of docs/performance.md.
         cases: of `case_result`.
     """
-    results = finite({**facts, "implementations": implementations, "metrics": metrics, "cases": cases})
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
-    unfinished.replace(path)
-    return results
+    return write_finite(path, {**facts, "implementations": implementations, "metrics": metrics, "cases": cases})

@@ -55,6 +55,9 @@ def add_coserve_arguments(parser: argparse.ArgumentParser) -> None:
         "--capacity", action="store_true", help="find the highest rate that inference alone holds (a denominator)"
     )
     what.add_argument("--alone", action="store_true", help="measure finetuning alone (a denominator)")
+    what.add_argument(
+        "--divide", action="store_true", help="divide the runs in --out by denominators that were measured since"
+    )
     overrides = parser.add_argument_group("instead of what [bench] says")
     overrides.add_argument(
         "--workload", nargs="+", default=(), metavar="NAME", help="traces to replay, files of DIR without .jsonl"
@@ -79,7 +82,7 @@ def bench_step(arguments: argparse.Namespace) -> int:
 
 
 def bench_coserve(arguments: argparse.Namespace) -> int:
-    what = "capacity" if arguments.capacity else "alone" if arguments.alone else "run"
+    what = next((name for name in ("capacity", "alone", "divide") if getattr(arguments, name)), "run")
     policy = arguments.policy or (INFERENCE if arguments.capacity else None)
     names = ("seconds", "leave_out_every", "count_from", "capacity_seconds")
     overrides = {name: getattr(arguments, name) for name in names}

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from flexjax.engine.blueprint import Compiled
+from flexjax.engine.calibration import use_first
 from flexjax.engine.layouts import LayoutCatalog
 from flexjax.engine.loop import Loop
 from flexjax.engine.programs import JobShape, Programs
@@ -104,5 +105,13 @@ class LayoutOffer:
             new = [layout for layout in self.catalog.layouts if layout not in self._offered]
             if new:
                 compile_layouts(self._programs, new, self._progress)
-                self._loop.call(self._loop.scheduler.add_layouts, new)
+                for layout in new:  # whoever comes meanwhile waits for one of them
+                    self._loop.call(self._add, layout)
                 self._offered.update(new)
+
+    def _add(self, layout: SlotLayout) -> None:
+        """On the engine's thread. Beside others the layout is used first when it is needed: most layouts are not soon,
+        and for each of them all rows would wait."""
+        if self._loop.scheduler.idle:
+            use_first(self._loop.runner, layout)
+        self._loop.scheduler.add_layouts([layout])

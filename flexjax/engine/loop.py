@@ -7,7 +7,6 @@ import logging
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
@@ -17,7 +16,7 @@ from flexjax.engine.batch import Serving
 from flexjax.engine.delivery import Delivery
 from flexjax.engine.interpreter import prompt_interpreter
 from flexjax.engine.lead import Lead
-from flexjax.engine.metrics import IterationRecord, record_of
+from flexjax.engine.metrics import History, IterationRecord, record_of
 from flexjax.engine.outputs import Collector
 from flexjax.engine.runner import InFlight, Runner
 from flexjax.engine.trainer import Trainer
@@ -54,7 +53,7 @@ class Loop:
         self.clock, self.started = clock, clock()
         self.serving: dict[int, Serving] = {}
         self.delivery, self.lead = Delivery(), Lead()
-        self.records: deque[IterationRecord] = deque(maxlen=KEPT_RECORDS)
+        self.records = History(IterationRecord, KEPT_RECORDS)
         self._commands: queue.SimpleQueue[tuple[Callable, Future] | None] = queue.SimpleQueue()
         self._flight: InFlight | None = None
         self._end = self.started

@@ -1,12 +1,13 @@
 """What the engine remembers of its iterations, in plain numbers."""
 
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from flexjax.scheduler import Iteration, UnitKind
 
 
-@dataclass(frozen=True)
-class IterationRecord:
+class IterationRecord(NamedTuple):
     """One iteration of the engine.
 
     Attributes:
@@ -62,8 +63,7 @@ class IterationRecord:
         return decode, prompt, finetune - units, units
 
 
-@dataclass(frozen=True)
-class SettledMicrobatch:
+class SettledMicrobatch(NamedTuple):
     """A microbatch whose backward pass has ended.
 
     Attributes:
@@ -77,6 +77,38 @@ class SettledMicrobatch:
     tokens: int
     trained_tokens: int
     lean: bool = False
+
+
+class History[Record: tuple](Sequence):
+    """The newest records of a kind, the oldest of them first. It is appended to by one thread and read by any.
+
+    They are kept as plain tuples, which the interpreter does not search for garbage if all they hold is numbers and
+    text. Of 100,000 objects of any class of our own a search took 15 ms, in which every row waits.
+
+    Args:
+        kind: a named tuple of such values.
+        most: so many are kept.
+    """
+
+    def __init__(self, kind: type[Record], most: int):
+        self._kind, self._kept = kind, deque(maxlen=most)
+
+    def append(self, record: Record) -> None:
+        self._kept.append(tuple(record))
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __getitem__(self, place: int) -> Record:
+        return self._kind._make(self._kept[place])
+
+    def __iter__(self) -> Iterator[Record]:
+        """Those that are there now, whatever is appended meanwhile."""
+        return map(self._kind._make, tuple(self._kept))
+
+    def __reversed__(self) -> Iterator[Record]:
+        """The newest first, made one by one. For the thread that appends."""
+        return map(self._kind._make, reversed(self._kept))
 
 
 def record_of(iteration: Iteration, start: float, seconds: float, serving_seconds: float) -> IterationRecord:

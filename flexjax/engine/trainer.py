@@ -6,7 +6,6 @@ announced under the job's name, or given up).
 """
 
 import logging
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,8 +15,9 @@ from flexjax.engine.adapters import AdapterVersion, NoRoomForAdapter
 from flexjax.engine.batch import Training
 from flexjax.engine.calibration import calibrate_job
 from flexjax.engine.checkpoints import Checkpoints
+from flexjax.engine.interpreter import set_aside
 from flexjax.engine.job import Job, lowest_adapted_layer, optimizer_of, padded_factors, shape_of, without_padding
-from flexjax.engine.metrics import SettledMicrobatch
+from flexjax.engine.metrics import History, SettledMicrobatch
 from flexjax.engine.programs import JobShape
 from flexjax.engine.runner import InFlight, Runner
 from flexjax.finetuning.job import JobStatus
@@ -61,15 +61,17 @@ class Trainer:
         self.jobs: dict[str, Job] = {}
         self._unended: list[Job] = []
         self.training: dict[int, Training] = {}
-        self.settled: deque[SettledMicrobatch] = deque(maxlen=KEPT_MICROBATCHES)
+        self.settled = History(SettledMicrobatch, KEPT_MICROBATCHES)
         self._next_id = 0
 
     def submit(self, job: Job) -> None:
-        """Queue a job. Raises ConfigError if one of its name has not ended."""
+        """Queue a job. Its data and its programs are not searched for garbage from now on. Raises ConfigError if one of
+        its name has not ended."""
         self._forget_ended()
         self.queue.submit(job.run)
         self.jobs[job.name] = job
         self._unended.append(job)
+        set_aside()
 
     def offer(self) -> None:
         """Start queued jobs, and hand the scheduler the next microbatch of every job that wants one."""

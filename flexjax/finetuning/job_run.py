@@ -25,6 +25,8 @@ class JobRun:
     dispatch.
 
     Attributes:
+        job: as it was asked for, but that rows which were given as such are not kept: in their place stands how
+            messages name them.
         train, validation: its data; None once the job has ended and nothing of it is on its way.
         total_steps: optimizer steps from its beginning to its end.
         status: see `TRANSITIONS`.
@@ -83,7 +85,8 @@ class JobRun:
         }
         train = read_dataset(job.data, tokenizer, **limits)
         validation = None if job.validation is None else read_dataset(job.validation, tokenizer, **limits)
-        return cls(job, train, validation, microbatch_tokens, clock)
+        kept = dataclasses.replace(job, data=train.source, validation=None if validation is None else validation.source)
+        return cls(kept, train, validation, microbatch_tokens, clock)
 
     @property
     def position(self) -> Position:

@@ -15,7 +15,7 @@ import pytest
 from flexjax.bench.coserve_bench import run_coserve_bench
 from flexjax.bench.coserve_capacity import Trial
 from flexjax.bench.coserve_denominators import trials_of
-from flexjax.bench.coserve_engine import CoserveSetup, Feed, finetuning_rows
+from flexjax.bench.coserve_engine import CoserveSetup, Feed, FinetuningRows
 from flexjax.bench.coserve_plan import ALTERNATIVES, CHOICES, read_coserve_plan
 from flexjax.bench.coserve_results import ALONE, CAPACITY, Denominator, ResultFolder, missing_lines, ratios
 from flexjax.bench.coserve_trace import Trace, TraceRow, read_trace
@@ -188,10 +188,11 @@ def test_denominators_of_another_plan_do_not_count(folder, config, tmp_path, cha
 
 def test_ratios_need_their_denominators():
     found = {CAPACITY: Denominator(CAPACITY, 40.0, "", None), ALONE: Denominator(ALONE, 1000.0, "", None)}
-    assert ratios(10.0, 800.0, found) == {"finetune_kept": 0.8, "efficiency": pytest.approx(1.05)}
-    assert ratios(10.0, None, found) == {"efficiency": 0.25}
-    assert ratios(10.0, 800.0, {ALONE: found[ALONE]}) == {"finetune_kept": 0.8}
-    assert ratios(10.0, 800.0, {CAPACITY: found[CAPACITY]}) == {}
+    bound = {"bound_efficiency": pytest.approx(1.75)}
+    assert ratios(10.0, 800.0, 1500.0, found) == {"finetune_kept": 0.8, "efficiency": pytest.approx(1.05), **bound}
+    assert ratios(10.0, None, 1500.0, found) == {"efficiency": 0.25, **bound}
+    assert ratios(10.0, 800.0, 1500.0, {ALONE: found[ALONE]}) == {"finetune_kept": 0.8}
+    assert ratios(10.0, 800.0, 1500.0, {CAPACITY: found[CAPACITY]}) == {}
 
 
 def test_trials_of_another_policy_or_duration_are_not_gone_on_from():
@@ -273,10 +274,18 @@ def test_prompts_are_fresh_and_adapters_take_turns(folder):
 
 
 def test_rows_have_a_loss_at_their_end():
-    rows = finetuning_rows([4, 10], vocabulary=50, trained_share=0.3)
+    rows = list(FinetuningRows([4, 10], vocabulary=50, trained_share=0.3))
     assert [row["loss_mask"] for row in rows] == [[False] * 3 + [True], [False] * 7 + [True] * 3]
     assert all(0 <= each < 50 for row in rows for each in row["input_ids"])
-    assert finetuning_rows([4], 50, 1.0)[0]["loss_mask"] == [False, True, True, True]
+    assert next(iter(FinetuningRows([4], 50, 1.0)))["loss_mask"] == [False, True, True, True]
+
+
+def test_every_job_reads_all_rows_and_they_are_made_meanwhile(folder, config, tmp_path):
+    plan, engine = read_coserve_plan(config(bench="[bench.more_jobs.second]\nrank = 8"))
+    setup = CoserveSetup(plan, engine, tmp_path, None, plan.sequence_lengths(folder), tmp_path)
+    first, second = (list(job.data) for job in setup.jobs(vocabulary=50))
+    assert [len(row["input_ids"]) for row in first] == list(LENGTHS)
+    assert first == second and first[0] is not second[0]
 
 
 @pytest.mark.parametrize(
@@ -374,3 +383,28 @@ def test_set_ups_of_this_repository_are_whole(path, tmp_path):
         config = setup.engine_config(policy)
         assert config.microbatch_tokens >= longest and policy_of(config.resolved(131072, "gpu")) is not None
     assert config.row_sizes[-1] >= 8 and all(size % 8 == 0 for size in config.row_sizes)
+
+
+def test_runs_are_divided_by_denominators_that_came_later(folder, config, tmp_path, capsys):
+    path, facts = config(), {"device": "a chip", "model": "a model", "commit": "abc"}
+    plan, _ = read_coserve_plan(path, leave_out_every=5, seconds=1.3)
+    trace, out = plan.trace(folder), ResultFolder(tmp_path, plan, facts)
+    figures = {"requests_per_s": 10.0, "finetune_tokens_per_s": 800.0, "bound_finetune_tokens_per_s": 1500.0}
+    had = {name: vars(Denominator(name, value, "gone.json", "abc")) for name, value in ((ALONE, 7.0), (CAPACITY, 40.0))}
+    of_run = {"workload": trace.name, "policy": "co_serve", "denominators": had}
+    stale = ["no efficiency: because", "requests were refused, the first because: it was too long"]
+    out.write(out.run_file(trace, "co_serve"), figures | {"finetune_kept": 7.0}, **of_run, notes=stale)
+    replace(out, facts=facts | {"commit": "def"}).write(out.alone_file, {ALONE: 1000.0})
+    other = {**of_run, "policy": "static_partition"}
+    out.write(out.run_file(trace, "static_partition"), {"efficiency": 0.5}, **other, notes=[])
+    assert main(["bench", "coserve", path, "--divide", "--workloads", str(folder), "--out", str(tmp_path)]) == 0
+    found = json.loads(out.run_file(trace, "co_serve").read_text())
+    ratios_now = {"finetune_kept": 0.8, "efficiency": pytest.approx(1.05), "bound_efficiency": pytest.approx(1.75)}
+    assert found["metrics"] == figures | ratios_now
+    now = vars(Denominator(ALONE, 1000.0, out.alone_file.name, "def"))
+    assert found["denominators"] == {ALONE: now, CAPACITY: had[CAPACITY]}
+    assert found["notes"] == [f"{ALONE} is of commit def, this run of abc", stale[1]]
+    assert json.loads(out.run_file(trace, "static_partition").read_text())["metrics"] == {"efficiency": 0.5}
+    assert "divided by alone_finetune_tokens_per_s 1,000" in capsys.readouterr().out
+    assert main(["bench", "coserve", path, "--divide", "--workloads", str(folder), "--out", str(folder)]) == 2
+    assert "has no run of set-up 'tiny'" in capsys.readouterr().err

@@ -82,15 +82,15 @@ def test_a_tighter_objective_must_show_in_both():
 
 
 def test_times_without_finetuning_count_until_the_job_ended():
-    serving = tuple(replace(each, start=each.start + 4.0, finetune_slots=0, backward_units=0) for each in RUN.records)
+    serving = tuple(each._replace(start=each.start + 4.0, finetune_slots=0, backward_units=0) for each in RUN.records)
     assert replace(RUN, records=RUN.records + serving, ended=8.0).tokens_per_second == pytest.approx(640 / 8)
-    late = tuple(replace(each, start=each.start + 2.0) for each in RUN.records)
+    late = tuple(each._replace(start=each.start + 2.0) for each in RUN.records)
     assert replace(RUN, records=late, ended=6.0).tokens_per_second == pytest.approx(640 / 4)
     assert replace(RUN, records=(), ended=6.0).tokens_per_second == 0.0
 
 
 def test_shares_are_of_the_last_seconds():
     old = iterations(1.0, decode=0, finetune=64, count=5)
-    recent = tuple(replace(each, start=each.start + 100.0) for each in iterations(1.0, decode=3, finetune=64))
+    recent = tuple(each._replace(start=each.start + 100.0) for each in iterations(1.0, decode=3, finetune=64))
     assert shares(old + recent) == pytest.approx((0.25, 0.0, 0.75))
     assert shares(()) == (0.0, 0.0, 0.0)

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from flexjax.engine.adapters import NoRoomForAdapter, UnknownAdapter
+from flexjax.engine.interpreter import set_aside
 from flexjax.fields import ConfigError
+from flexjax.finetuning.dataset import Example
 from flexjax.request import SamplingParams
 from flexjax.weights.peft import read_adapter
 from tests.engine.conftest import ROWS, job
@@ -75,7 +77,7 @@ def test_co_served_is_served_alone_and_co_trained_is_trained_alone(engine, alone
     adapter, losses = alone
     prompts = [list(range(start, start + 70)) for start in range(0, 180, 9)]
     expected = [output.token_ids for output in engine.generate(prompts, greedy(40))]
-    engine.loop.records.clear()
+    earlier = len(engine.loop.records)
     engine.scheduler.forget_adapter(0)
     answers = {}
 
@@ -90,7 +92,8 @@ def test_co_served_is_served_alone_and_co_trained_is_trained_alone(engine, alone
     finished(handle)
     for thread in threads:
         thread.join()
-    mixed = [r for r in engine.loop.records if r.decode_slots and (r.finetune_slots or r.backward_units)]
+    beside = list(engine.loop.records)[earlier:]
+    mixed = [r for r in beside if r.decode_slots and (r.finetune_slots or r.backward_units)]
     assert mixed, "nothing was co-served"
     assert [answers[number] for number in range(len(prompts))] == expected
     assert handle.losses == [pytest.approx(loss, rel=1e-4) for loss in losses]
@@ -199,6 +202,48 @@ def test_of_jobs_that_have_ended_only_what_they_reported_is_kept(engine):
     for handle in handles.values():
         with pytest.raises(ConfigError, match="it cannot become paused"):
             handle.pause()
+
+
+class Row(dict):
+    """One that can be told from others."""
+
+
+def searched(kind: type) -> int:
+    """Objects of a kind that a search for garbage visits."""
+    return sum(type(each) is kind for each in gc.get_objects())
+
+
+def test_what_a_job_was_made_from_is_not_kept(engine):
+    row = Row(ROWS[0])
+    gone, handle = weakref.ref(row), engine.finetune(job("made", data=[row] * 8, epochs=1, learning_rate=0.0))
+    del row
+    assert gone() is None
+    finished(handle)
+
+
+def test_what_a_job_has_read_is_not_searched_for_garbage(engine):
+    """Neither what the caller keeps nor what the job works with, from the moment that it is queued."""
+    rows = [Row(ROWS[0]) for _ in range(500)]
+    assert searched(Row) == 500
+    handle = engine.finetune(job("read", data=rows), paused=True)
+    assert len(engine.trainer.jobs["read"].run.train.examples) == 500
+    assert (searched(Row), searched(Example)) == (0, 0)
+    handle.cancel()
+
+
+def test_a_request_under_way_when_a_job_comes_goes_when_it_ends(engine):
+    """Without a search, which would not find it any more."""
+    loop, stream = engine.loop, engine.stream("hello", greedy(200))
+    next(stream)
+
+    def under_way() -> list[weakref.ref]:
+        set_aside()
+        return [weakref.ref(each) for held in (loop.serving, loop.delivery.collectors) for each in held.values()]
+
+    held = loop.call(under_way)
+    assert len(held) == 2 and len(list(stream)) > 0
+    engine.generate(["hello"], greedy(2))
+    assert [each() for each in held] == [None, None]
 
 
 def test_jobs_beyond_the_seats_wait(new_engine):

@@ -1,8 +1,10 @@
-"""Where the time of an iteration went, worked out by hand."""
+"""Where the time of an iteration went, worked out by hand, and what is remembered of all of them."""
+
+import gc
 
 import pytest
 
-from flexjax.engine.metrics import IterationRecord, record_of
+from flexjax.engine.metrics import History, IterationRecord, SettledMicrobatch, record_of
 from flexjax.layout import SlotLayout
 from flexjax.scheduler.output import DecodeSlot, Iteration, Unit, UnitKind, WindowSegment
 
@@ -37,3 +39,29 @@ def test_parts(values, parts):
     found = record(**values)
     assert found.parts == parts and sum(found.parts) == found.seconds
     assert found.split == (parts[0], parts[1], parts[2] + parts[3])
+
+
+def test_a_history_keeps_the_newest():
+    made = [SettledMicrobatch("a job", index, 64, 60) for index in range(5)]
+    history = History(SettledMicrobatch, most=3)
+    assert not history and list(history) == []
+    for each in made:
+        history.append(each)
+    assert len(history) == 3 and list(history) == made[2:] and list(reversed(history)) == made[:1:-1]
+    assert (history[0], history[-1]) == (made[2], made[4]) and history[-1].tokens == 64
+    shown = iter(history)
+    history.append(made[0])
+    assert list(shown) == made[2:], "others may read while the engine goes on"
+
+
+def searched() -> int:
+    gc.collect()
+    return len(gc.get_objects())
+
+
+def test_what_is_remembered_is_not_searched_for_garbage():
+    history, before = History(IterationRecord, most=1000), searched()
+    for _ in range(2000):
+        history.append(record(decode=DECODE))
+    assert searched() - before < 100
+    assert history[-1] == history[0] == record(decode=DECODE)

@@ -61,9 +61,8 @@ def table():
 
 def trained(engine, name: str):
     """The adapter, its losses, and which of its microbatches were lean."""
-    engine.trainer.settled.clear()
-    handle = finished(engine.finetune(job(name)))
-    return engine.adapter(name), handle.losses, [each.lean for each in engine.trainer.settled]
+    before, handle = len(engine.trainer.settled), finished(engine.finetune(job(name)))
+    return engine.adapter(name), handle.losses, [each.lean for each in engine.trainer.settled][before:]
 
 
 def test_where_only_lean_tapes_find_pages_the_same_adapter_is_trained(new_engine):

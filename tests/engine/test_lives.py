@@ -24,6 +24,7 @@ def virtual(monkeypatch):
     """No real time passes, and nothing is compiled."""
     monkeypatch.setattr(loop, "IDLE_PAUSE", 0.0)
     monkeypatch.setattr(loop, "prompt_interpreter", nullcontext)
+    monkeypatch.setattr(trainer, "set_aside", lambda: None)
     monkeypatch.setattr(trainer, "calibrate_job", lambda *_: None)
     monkeypatch.setattr(job_run, "learning_rate", lambda *_: lambda step: 1e-3)
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import weakref
 
 import pytest
 from hypothesis import given
@@ -62,6 +63,20 @@ def test_the_path_through_two_epochs():
     for epoch in (path[:5], path[5:]):
         assert sorted(line for *_, lines in epoch for line in lines) == list(range(1, 11))
     assert run.peek() is None
+
+
+class Rows(list):
+    """Can be referred to weakly."""
+
+
+def test_rows_that_were_read_are_not_kept():
+    """Only how messages name them."""
+    data, validation = Rows(rows(10)), Rows(rows(3))
+    read = [weakref.ref(each) for each in (data, validation)]
+    run = make_run(data, validation=validation)
+    del data, validation
+    assert [each() for each in read] == [None, None]
+    assert (run.job.data, run.job.validation) == ("data", "data")
 
 
 def test_a_microbatch_stays_until_it_is_passed():
