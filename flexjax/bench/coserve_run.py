@@ -151,10 +151,9 @@ def begin(engine: Engine, jobs: Sequence[FinetuneJob]) -> list[FinetuneHandle]:
 
 def require_sound(requests: Sequence[ReplayedRequest], handles: Sequence[FinetuneHandle]) -> None:
     """Raises RuntimeError if the engine's thread died or a job ended."""
-    outputs = (each.output for each in list(requests))
-    error = next((each.error for each in outputs if each is not None and each.error is not None), None)
-    if error is not None:
-        raise RuntimeError(f"the engine failed: {error}")
+    failure = next((each.failure for each in list(requests) if each.failure is not None), None)
+    if failure is not None:
+        raise RuntimeError(f"the engine failed: {failure}")
     for handle in handles:
         if JobStatus(handle.status).final:
             raise RuntimeError(f"the job {handle.name!r} is {handle.status} before the run's end: {handle.error}")

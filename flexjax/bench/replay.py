@@ -11,6 +11,7 @@ import queue
 import random
 import threading
 import time
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -51,7 +52,9 @@ class ReplayedRequest:
         prompt: as the stream gave it.
         due: seconds on the clock at which it should arrive; sent: at which its hand-over began, None before.
         ids: the engine's, None until it was handed over.
-        output: the newest snapshot; times: seconds on the clock at which each token came.
+        times: seconds on the clock at which each token came. They are numbers in an array, and tokens are not kept: the
+            interpreter would search the millions of them for garbage, and every row would wait.
+        ending: the finish reason, None before; failure: why the engine gave it up, if it did.
         error: why it could not be handed over.
     """
 
@@ -61,21 +64,20 @@ class ReplayedRequest:
     clock: Callable[[], float]
     sent: float | None = None
     ids: list[int] | None = None
-    output: RequestOutput | None = None
-    times: list[float] = field(default_factory=list)
+    times: array = field(default_factory=lambda: array("d"))
+    ending: str | None = None
+    failure: str | None = None
     error: str | None = None
 
     def put(self, output: RequestOutput) -> None:
         """On the engine's thread: one more token, or the end."""
         now = self.clock()
         self.times.extend([now] * (len(output.token_ids) - len(self.times)))
-        self.output = output
+        self.ending, self.failure = output.finish_reason, output.error
 
     @property
     def finish_reason(self) -> str | None:
-        if self.error is not None:
-            return "error"
-        return None if self.output is None else self.output.finish_reason
+        return self.ending if self.error is None else "error"
 
     @property
     def ended(self) -> bool:

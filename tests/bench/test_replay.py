@@ -1,7 +1,9 @@
 """The stream of requests against a server that the tests play themselves."""
 
+import gc
 import itertools
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -127,6 +129,16 @@ def test_times_count_from_when_a_request_was_due():
     early = request.summary(until=14.0)  # the last token came later
     assert early["ttft"] == 3.0 and early["tpot"] == 0.5 and early["largest_gap"] == 0.5 and early["output_tokens"] == 3
     assert request.summary(until=13.2)["tpot"] is None
+
+
+def test_what_an_answer_held_is_not_searched_for_garbage():
+    request = ReplayedRequest(index=0, prompt=None, due=0.0, clock=Clock())
+    last = answer(1000, "length")
+    kept = weakref.ref(last)
+    request.put(last)
+    del last
+    assert kept() is None and len(request.times) == 1000
+    assert len(gc.get_referents(request.times)) < 10
 
 
 def test_requests_are_counted_by_how_far_they_are():
