@@ -56,6 +56,8 @@ def run_coserve_bench(
     (plan, engine_table), plans, show = read[0], [each for each, _ in read], functools.partial(print, flush=True)
     if len(plans) > 1 and (what != "run" or plan.policy in (PARTITION, ALONE_POLICY)):
         raise ConfigError(f"--workload names {len(plans)} traces; several can only be replayed, not used otherwise")
+    if what == "divide" and traces:
+        raise ConfigError(f"--divide takes every run of the set-up; --workload names {', '.join(traces)}: leave it out")
     if what == "divide":
         files = divide_runs(plan.setup, workloads, out, show)
     elif plan.policy == PARTITION:

@@ -20,24 +20,33 @@ from flexjax.bench.report import write_finite
 from flexjax.config import from_table
 from flexjax.fields import ConfigError
 
+PARTS = ("plan", "metrics", "denominators", "notes", "device", "model", "commit")
+
 
 def divide_runs(setup: str, workloads: Path | None, out: Path, show: Callable[[str], None]) -> list[Path]:
     """Divide every run of a set-up that ``out`` has by the denominators that it has now, or else by those that the run
-    had; the files.
+    had; the files. A partition is none of them: it is computed from denominators, and has to be computed anew.
 
     Raises:
-        ConfigError: there is no run, or its trace is not among the workloads.
+        ConfigError: there is no run, its trace is not among the workloads, or a file is not whole; none was written.
     """
     runs = {path: run for path in sorted(out.glob(f"coserve_{setup}_*.json")) if is_run(run := read_run(path), setup)}
     if not runs:
         raise ConfigError(f"{out} has no run of set-up {setup!r}; name the folder with --out, or run a trace first")
-    for path, run in runs.items():
-        plan = from_table(CoservePlan, run["plan"], str(path))
-        had = {name: Denominator(**each) for name, each in run["denominators"].items()}
-        found = had | ResultFolder(out, plan, run).denominators(plan.trace(workloads))
-        write_finite(path, divided(run, found))
-        show("\n  ".join([path.name, *map(divided_line, found.values())]))
-    return list(runs)
+    made = {path: divided(run, denominators(path, run, workloads)) for path, run in runs.items()}
+    for path, run in made.items():  # all of them can be divided
+        write_finite(path, run)
+        show("\n  ".join([path.name, *(divided_line(Denominator(**each)) for each in run["denominators"].values())]))
+    return list(made)
+
+
+def denominators(path: Path, run: Mapping[str, Any], workloads: Path | None) -> dict[str, Denominator]:
+    """Of a run in the file ``path``: those beside it, or else those that it had."""
+    if missing := [name for name in PARTS if name not in run]:
+        raise ConfigError(f"{path} has no {', '.join(missing)}: another version wrote it; move it away or run it again")
+    plan = from_table(CoservePlan, run["plan"], str(path))
+    had = {name: Denominator(**each) for name, each in run["denominators"].items()}
+    return had | ResultFolder(path.parent, plan, run).denominators(plan.trace(workloads))
 
 
 def divided(run: Mapping[str, Any], found: Mapping[str, Denominator]) -> dict[str, Any]:
@@ -62,5 +71,4 @@ def read_run(path: Path) -> dict[str, Any]:
 
 
 def is_run(found: Mapping[str, Any], setup: str) -> bool:
-    """A partition is none: it is computed from its denominators."""
-    return "workload" in found and found["setup"] == setup and found["policy"] != PARTITION
+    return "workload" in found and found.get("setup") == setup and found.get("policy") != PARTITION

@@ -106,19 +106,21 @@ def listed(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def ratios(rate: float, tokens: float | None, bound: float, found: Mapping[str, Denominator]) -> dict[str, float]:
+def ratios(
+    rate: float, tokens: float | None, bound: float | None, found: Mapping[str, Denominator]
+) -> dict[str, float]:
     """`RATIOS`, each if its denominators are known.
 
     Args:
         rate: requests per second that were held; tokens: finetuning tokens per second, None without a job.
-        bound: finetuning tokens per second that conservation leaves, see `flexjax.bench.coserve_bound`.
+        bound: finetuning tokens per second that conservation leaves, see `flexjax.bench.coserve_bound`, or None.
     """
     made = {}
     if tokens is not None and ALONE in found:
         made["finetune_kept"] = tokens / found[ALONE].value
     if CAPACITY in found and (tokens is None or "finetune_kept" in made):
         made["efficiency"] = rate / found[CAPACITY].value + made.get("finetune_kept", 0.0)
-    if CAPACITY in found and ALONE in found:
+    if CAPACITY in found and ALONE in found and bound is not None:
         made["bound_efficiency"] = rate / found[CAPACITY].value + bound / found[ALONE].value
     return made
 

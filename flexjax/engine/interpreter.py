@@ -17,7 +17,8 @@ decode step: beside one busy thread a turn of 3.1 ms took 20 ms, with this 3.5."
 def prompt_interpreter() -> Iterator[None]:
     """Threads are switched quickly from now on; other engines of the process may count on it, so it stays so. While
     this lasts, nothing that was made before is searched for garbage: most of it is there for good, and a search took
-    more than 0.1 s, in which every row waits."""
+    more than 0.1 s, in which every row waits. When one of several engines ends, all is searched again: what is left of
+    it could not go otherwise."""
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.collect()
     gc.freeze()
@@ -32,7 +33,7 @@ def set_aside() -> None:
     beginning. For seldom moments after which much stays, such as the data and the programs of a job.
 
     No search goes before it: that would be the pause that it is to save. So what refers to itself and is garbage by now
-    or becomes it later, is left behind until the engine ends. That is little: before, what was made since the last
+    or becomes it later, is left behind until an engine ends. That is little: before, what was made since the last
     search, which comes after some ten thousand objects; later, what the requests under way hold of that kind. The
     engine's own jobs and requests do not refer to themselves, and go as soon as they have ended.
     """

@@ -70,7 +70,7 @@ class Pace:
 
     def note(self, now: float, tiles: int, waiting: bool) -> None:
         """The iteration that is planned at ``now`` takes in so many tiles of prompts; ``waiting``: it leaves requests
-        waiting. The one before has taken the time since then."""
+        waiting that it had rows and pages for. The one before has taken the time since then."""
         if self._at is not None and now > self._at:
             seconds = now - self._at
             fade = math.exp(-seconds / NOW_SECONDS)

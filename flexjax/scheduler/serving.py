@@ -89,7 +89,8 @@ class Serving:
         self._plan_decode(draft)
         self.queue.give_up(share.late_before, self._pace.tiles_per_second)
         self._plan_prompts(draft, share)
-        self._pace.note(now, draft.need.tiles + self._reused, len(self.queue) > 0)
+        held_up = self.pages_short or self.seats.lowest_free is None  # by something else than prompts
+        self._pace.note(now, draft.need.tiles + self._reused, len(self.queue) > 0 and not held_up)
         draft.floor = None
 
     def survey(self) -> None:

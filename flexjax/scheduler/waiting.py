@@ -7,7 +7,7 @@ from flexjax.layout import tiles_for
 from flexjax.scheduler.sequence import Sequence
 
 LOOK_SECONDS = 0.2
-"""Between two looks for requests to be given up."""
+"""Between two looks for requests to be given up, for each thousand that wait, or fewer."""
 
 OTHERS_FIRST = 9
 """Tiles of other requests that go first for each tile of one that had waited long enough: while more come than can be
@@ -68,31 +68,35 @@ class WaitingQueue:
         """Lets requests with long prompts go behind as if they were late, where that makes fewer late in all.
 
         Moore and Hodgson's algorithm (Management Science 15(1), 1968) for each priority: in the order in which they are
-        served, whenever one would be late, the longest up to it is given up. The shortest of all keep their turn,
-        since nobody gains by their going, unless they would be late even as the first. Looks every ``LOOK_SECONDS``;
-        O(n log n).
+        served, whenever one would be late, the longest up to it is given up. The shortest of a priority keep their
+        turn, since nobody gains by their going, unless they would be late even as the first. Those given up earlier,
+        and not late yet, are decided on anew: the pace was an estimate. O(n log n).
 
         Args:
             late_before: as in `peek`.
-            pace: tiles of prompts that are taken in a second; None: unknown, and nobody is given up.
+            pace: tiles of prompts that are taken in a second; None: unknown, and nobody is given up any more.
         """
-        if late_before is None or pace is None or late_before < self._looked + LOOK_SECONDS:
+        if late_before is None or late_before < self._looked + LOOK_SECONDS * max(1.0, len(self) / 1000):
             return
         self._looked = late_before
-        self._heap = sorted(item for item in self._heap if item[1] in self)
-        given = _for_fewest_late([sequence for _, sequence in self._heap], late_before, pace)
-        if given:
-            for item in self._heap:
-                if item[1].request.id in given:
-                    heapq.heappush(self._late, item)
-            self._heap = [item for item in self._heap if item[1].request.id not in given]
+        early = [item for item in self._late if item[1] in self and not item[1].late(late_before)]
+        if pace is None and not early:
+            return
+        waiting = sorted([item for item in self._heap if item[1] in self] + early)
+        given = set() if pace is None else _for_fewest_late([each for _, each in waiting], late_before, pace)
+        late = [item for item in self._late if item[1] in self and item[1].late(late_before)]
+        self._late = late + [item for item in waiting if item[1].request.id in given]
+        heapq.heapify(self._late)
+        self._heap = [item for item in waiting if item[1].request.id not in given]
 
     def take(self, sequence: Sequence, lost_before: float | None = None) -> None:
         """Takes out a request that is seated; ``lost_before`` as in `peek`."""
         tiles = tiles_for(len(sequence.tokens))
-        owed = OTHERS_FIRST * tiles if _lost(sequence, lost_before) else -tiles
-        self._tiles_owed = max(0, self._tiles_owed + owed)
+        lost = _lost(sequence, lost_before)
+        self._tiles_owed = OTHERS_FIRST * tiles if lost else max(0, self._tiles_owed - tiles)
         self.remove(sequence)
+        for heap in (self._heap, self._late):  # it may be preempted and come back, and must not stand in both then
+            self._top(heap)
 
     def remove(self, sequence: Sequence) -> None:
         """Takes out a request that is in the queue."""
@@ -119,7 +123,11 @@ def _for_fewest_late(waiting: list[Sequence], late_before: float, pace: float) -
     A begun answer is late no more and keeps its turn, and nobody is given up for a lower priority's sake.
     """
     lengths = [tiles_for(len(sequence.tokens)) for sequence in waiting]
-    shortest = min(lengths, default=0)
+    shortest: dict[int, int] = {}
+    for sequence, tiles in zip(waiting, lengths, strict=True):
+        if not _begun(sequence):
+            priority = sequence.request.priority
+            shortest[priority] = min(tiles, shortest.get(priority, tiles))
     given: set[int] = set()
     longest: list[tuple[int, int]] = []
     ahead, priority = 0, None
@@ -128,13 +136,18 @@ def _for_fewest_late(waiting: list[Sequence], late_before: float, pace: float) -
         if request.priority != priority:
             longest, priority = [], request.priority
         ahead += tiles
-        if len(sequence.tokens) > len(request.prompt):
+        if _begun(sequence):
             continue
         heapq.heappush(longest, (-tiles, -place))
         room = (request.arrival - late_before) * pace
         if ahead > room:
             saved, dropped = heapq.heappop(longest)
             ahead += saved
-            if -saved > shortest or tiles > room:
+            if -saved > shortest[priority] or tiles > room:
                 given.add(waiting[-dropped].request.id)
     return given
+
+
+def _begun(sequence: Sequence) -> bool:
+    """Some of its answer is known."""
+    return len(sequence.tokens) > len(sequence.request.prompt)

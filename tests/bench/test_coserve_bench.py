@@ -406,5 +406,25 @@ def test_runs_are_divided_by_denominators_that_came_later(folder, config, tmp_pa
     assert found["notes"] == [f"{ALONE} is of commit def, this run of abc", stale[1]]
     assert json.loads(out.run_file(trace, "static_partition").read_text())["metrics"] == {"efficiency": 0.5}
     assert "divided by alone_finetune_tokens_per_s 1,000" in capsys.readouterr().out
-    assert main(["bench", "coserve", path, "--divide", "--workloads", str(folder), "--out", str(folder)]) == 2
-    assert "has no run of set-up 'tiny'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "parts, arguments, message",
+    [
+        (None, [], "has no run of set-up 'tiny'"),
+        ({"notes": []}, [], "has no denominators: another version wrote it"),
+        ({"notes": [], "denominators": {}}, ["--workload", "one"], "--workload names one: leave it out"),
+    ],
+)
+def test_runs_that_cannot_be_divided_stay_as_they_are(folder, config, tmp_path, capsys, parts, arguments, message):
+    path, facts = config(), {"device": "a chip", "model": "a model", "commit": "abc"}
+    plan, _ = read_coserve_plan(path)
+    out, of_run = ResultFolder(tmp_path, plan, facts), {"workload": "even_r17_2s", "policy": "co_serve"}
+    if parts is not None:
+        out.write(tmp_path / "coserve_tiny_first_co_serve.json", {}, **of_run, notes=["old"], denominators={})
+        out.write(tmp_path / "coserve_tiny_second_co_serve.json", {}, **of_run, **parts)
+    before = {file: file.read_text() for file in tmp_path.iterdir()}
+    command = ["bench", "coserve", path, "--divide", "--workloads", str(folder), "--out", str(tmp_path), *arguments]
+    assert main(command) == 2
+    assert message in capsys.readouterr().err
+    assert {file: file.read_text() for file in tmp_path.iterdir()} == before

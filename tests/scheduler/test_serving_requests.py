@@ -315,3 +315,16 @@ def test_prompts_found_in_the_cache_are_served_faster_and_nobody_is_given_up(sim
     ids = [request.id for request in asked]
     assert sorted(ids, key=sim.first_token_at.get) == ids
     assert sim.first_token_at[ids[-1]] - begin < 2.0
+
+
+def test_a_pace_is_that_of_prompts_and_not_of_rows_that_come_free(simulate):
+    """Rows hold answers that go on: nothing can be taken in, which says nothing about prompts."""
+    sim = simulate(objective=0.05, ttft=2.0, rows=4, pages=600, layouts=(SlotLayout(4), SlotLayout(4, 64)))
+    for seed in range(12):
+        sim.request(words(20, seed), new=60)
+    while sim.scheduler.statistics.running < 4:
+        sim.step()
+    for _ in range(40):
+        sim.step()
+    assert sim.scheduler.statistics.waiting == 8
+    assert sim.scheduler._serving._pace.tiles_per_second is None

@@ -184,3 +184,43 @@ def test_a_share_that_nobody_missed_is_not_saved_up():
     for each in (sequence(10, 1.0), sequence(11, 2.0), sequence(12, 99.0)):
         queue.push(each)
     assert taken(queue, late_before=80.0, lost_before=50.0) == [10, 12, 11]
+
+
+def test_a_share_taken_while_nobody_else_waited_is_not_owed():
+    queue = filled(*(sequence(place, 1.0, tiles=10) for place in range(20)))
+    taken(queue, late_before=80.0, lost_before=50.0)
+    last, others = sequence(99, 2.0), [sequence(100 + place, 90.0) for place in range(200)]
+    for each in (last, *others):
+        queue.push(each)
+    assert taken(queue, late_before=80.0, lost_before=50.0).index(99) <= 10 * OTHERS_FIRST
+
+
+def test_those_given_up_come_back_when_the_pace_was_wrong():
+    queue = filled(*(sequence(place, 10.0 + place / 100, tiles=8) for place in range(5)), sequence(9, 10.2))
+    queue.give_up(8.0, pace=1.0)
+    assert queue.peek(late_before=8.0).request.id == 9
+    queue.give_up(8.0 + LOOK_SECONDS, pace=1000.0)
+    assert order(queue, late_before=8.0 + LOOK_SECONDS) == [0, 1, 2, 3, 4, 9]
+
+
+def test_those_given_up_come_back_when_the_pace_is_not_known_any_more():
+    queue = five()
+    queue.give_up(0.0, pace=1.0)
+    queue.give_up(LOOK_SECONDS, pace=None)
+    assert order(queue, late_before=LOOK_SECONDS) == [1, 2, 3, 4, 5]
+
+
+def test_the_shortest_are_those_of_a_priority():
+    urgent, others = sequence(1, 50.0), [sequence(place, 10.0 + place, priority=1, tiles=3) for place in range(2, 20)]
+    queue = filled(urgent, *others)
+    queue.give_up(0.0, pace=1.0)
+    assert order(queue, late_before=0.0) == list(range(1, 20))
+
+
+def test_a_preempted_request_stands_in_the_queue_once():
+    queue, first = filled(sequence(1, 1.0), sequence(2, 2.0)), sequence(0, 0.0)
+    queue.push(first)
+    queue.take(queue.peek())
+    queue.push(first)
+    assert order(queue) == [0, 1, 2]
+    assert len(queue._heap) == 0
