@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from flexjax.bench.virtual_device import Roofline, VirtualDevice, tile_context, window_context
+from flexjax.bench.virtual_device import POWER_LIMITED, Roofline, VirtualDevice, tile_context, window_context
 from flexjax.bench.virtual_engine import Host, TapeShape, VirtualEngine, calibrate, job_of_lengths
 from flexjax.bench.virtual_figures import summary
 from flexjax.layout import SlotLayout
@@ -44,6 +44,26 @@ def test_other_programs_take_what_they_took_on_a_gpu():
     assert 1e3 * chip.forward(SlotLayout(64, 2048), 64_000, tile_context(0, 2048)) == pytest.approx(48.6, rel=0.1)
     assert 1e3 * chip.loss(2048) == pytest.approx(6.8, rel=0.15)
     assert 1e3 * chip.backward(2048, 0) == pytest.approx(1.65, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "rows, chunk, tape, measured",
+    [
+        *((64, 320, True, 14.08), (128, 512, True, 19.12), (64, 960, True, 27.36), (256, 1024, True, 32.87)),
+        *((64, 320, False, 11.45), (512, 768, False, 29.52), (640, 640, False, 30.09), (640, 0, False, 16.04)),
+    ],
+)
+def test_forward_steps_beside_finetuning_take_what_they_took_on_a_gpu(rows, chunk, tape, measured):
+    """Milliseconds without context, docs/performance.md."""
+    layout = SlotLayout(rows, chunk, tape=tape)
+    assert 1e3 * POWER_LIMITED.forward(layout, 0, 0, chunk * tape) == pytest.approx(measured, rel=0.06)
+
+
+def test_units_beside_finetuning_take_what_they_took_on_a_gpu():
+    assert 1e3 * POWER_LIMITED.backward(2048, 0) == pytest.approx(1.64, rel=0.03)
+    position = POWER_LIMITED.backward(2048, 200_000) - POWER_LIMITED.backward(2048, 0)
+    assert position / 200_000 == pytest.approx(5.58e-9, rel=0.1)
+    assert 1e3 * POWER_LIMITED.loss(2048) == pytest.approx(6.48, rel=0.03)
 
 
 def test_context_of_segments_and_windows_by_hand():
