@@ -13,7 +13,8 @@ from flexjax.scheduler.draft import Draft
 from flexjax.scheduler.ledger import PageLedger
 from flexjax.scheduler.output import DecodeSlot, Iteration, NewToken, PromptSegment
 from flexjax.scheduler.policy import Share
-from flexjax.scheduler.prefix_cache import Entry, page_content
+from flexjax.scheduler.prefix_cache import Entry
+from flexjax.scheduler.prefix_reuse import PrefixReuse
 from flexjax.scheduler.seats import Seats
 from flexjax.scheduler.sequence import Sequence
 from flexjax.scheduler.waiting import WaitingQueue
@@ -53,7 +54,7 @@ class Serving:
         self.decoding: list[Sequence] = []
         self.prompting: list[Sequence] = []
         self._moving: list[Sequence] = []
-        self._caching = caching
+        self._reuse = PrefixReuse(ledger.cache) if caching else None
         self._reclaim = reclaim
 
     @property
@@ -101,8 +102,8 @@ class Serving:
 
     def complete(self, iteration: Iteration, tokens: Mapping[int, int]) -> tuple[NewToken, ...]:
         """Takes in the sampled token of each row; those of requests that have ended meanwhile are dropped."""
-        if self._caching:
-            self._publish(iteration)
+        if self._reuse is not None:
+            self._reuse.publish(iteration, self.sequences)
         news = []
         for row, request_id, _ in iteration.sampled_rows:
             sequence = self.sequences.get(request_id)
@@ -204,7 +205,7 @@ class Serving:
         row = self.seats.lowest_free
         if row is None:
             return False
-        run = self._cached(sequence)
+        run = [] if self._reuse is None else self._reuse.found(sequence)
         if not chunk_tiles(sequence, row, len(run) * PAGE_TOKENS, len(sequence.tokens), draft, share):
             return False
         pages = self._obtain(run, tiles_for(len(sequence.tokens)) - len(run))
@@ -217,12 +218,6 @@ class Serving:
         self.prompting.append(sequence)
         draft.admitted.append(sequence.request.id)
         return self._add_chunk(sequence, draft, share)
-
-    def _cached(self, sequence: Sequence) -> list[Entry]:
-        if not (self._caching and sequence.reuses_pages):
-            return []
-        request = sequence.request
-        return self._ledger.cache.match(request.adapter_version, sequence.tokens, request.cache_salt)
 
     def _obtain(self, run: list[Entry], count: int) -> tuple[int, ...] | None:
         """Pages for a newcomer, who leaves one for each running request."""
@@ -245,20 +240,3 @@ class Serving:
         draft.need = with_chunk(draft.need, sequence.request, sequence.row, start, length, samples)
         draft.prompts.append(segment)
         return True
-
-    def _publish(self, iteration: Iteration) -> None:
-        fills = [slot for slot in iteration.decode if slot.position % PAGE_TOKENS == PAGE_TOKENS - 1]
-        ends = [(slot.request_id, slot.position + 1) for slot in fills]
-        ends += [(segment.request_id, segment.start + segment.length) for segment in iteration.prompts]
-        for request_id, end in ends:
-            sequence = self.sequences.get(request_id)
-            if sequence is None or sequence.row is None:
-                continue
-            for page in range(len(sequence.entries), end // PAGE_TOKENS):
-                parent = sequence.entries[-1] if page else None
-                content = page_content(sequence.tokens, page, sequence.request.cache_salt)
-                version = sequence.request.adapter_version
-                entry = self._ledger.cache.publish(version, parent, content, sequence.pages[page])
-                if entry is None:
-                    break
-                sequence.entries.append(entry)
