@@ -28,7 +28,7 @@ class ResidentAdapters:
             the product itself.
         a: with dropout, product -> [modules * R, in], this layer's, one module after another.
         gated_implementation: as ``implementation``, of ``gated``.
-        kept: [tiles, 2] bool, of every 64 slots whether gate and whether up is wanted beside their product; None: of
+        kept: [tiles, 2] int32, of every 64 slots whether gate and whether up is wanted beside their product; None: of
             none.
     """
 

@@ -25,19 +25,21 @@ def token_positions(batch: SimpleNamespace, layout: SlotLayout) -> jax.Array:
 
 @dataclass(frozen=True)
 class Places:
-    """Where a step's keys and values go, and how its decode rows share out attention: the same for every layer.
+    """Where what a step keeps goes, and how its attention is shared out: the same for every layer.
 
     Attributes:
         rows: [rows] int32, slot of the pool that takes each decode row's keys and values, -1 for idle rows.
         tiles: [tiles, 1] int32, page of each tile, -1 for idle ones; None without a chunk part. Tiles write whole
             pages: what lies beyond a partial tile's length is finite and is overwritten before it is read.
         row_plan, tile_plan: of `plan_paged_attention`.
+        tape: of `flexjax.steps.tape.write_tables`; None in a step without one.
     """
 
     rows: jax.Array
     tiles: jax.Array | None
     row_plan: Any
     tile_plan: Any
+    tape: dict[str, jax.Array] | None = None
 
 
 def places_of(batch: SimpleNamespace, layout: SlotLayout, layer: DecoderLayer, kernels: Kernels) -> Places:

@@ -6,7 +6,7 @@ A plain function; `flexjax.engine.programs` compiles it. Layout and dimensions a
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import jax
@@ -81,6 +81,10 @@ def run_layers(model: Decoder, dims, layout, kernels, adapters, pool, x, batch):
     log-sum-exp, [layers, slots, Hq] float32, if it is kept behind the final hidden state."""
     definition, stacked = model.layer_stack()
     positions, places = token_positions(batch, layout), places_of(batch, layout, model.layers, kernels)
+    if layout.tape:
+        width = dims.model.intermediate_size // dims.tp
+        tables = tape.write_tables(dims.tape_layout, batch.tape_pages, width, pool.shape[-1])
+        places = replace(places, tape=tables)
     adapter_index = per_slot(batch.row_adapter, batch.tile_adapter if layout.chunk else None)
     owner = dict(zip(PRODUCTS, batch.owner, strict=True))
     planned = functools.partial(plan_lora_expand, implementation=kernels.lora_expand)
@@ -142,7 +146,7 @@ def layer_forward(layer: DecoderLayer, dims, layout, kernels, adapter, pool, x, 
         kept = dict(x=x, q=flat(q), attention=flat(attention), mid=mid)
         kept[LSE] = tape.pack_lse(lse[None], x.dtype)
         options = dict(width=h.shape[1], first_row=layout.rows, tp=dims.tp, implementation=kernels.page_write)
-        pool = tape.write_named(pool, index, dims.tape_layout, batch.tape_pages, kept, gate_up, **options)
+        pool = tape.write_named(pool, index, places.tape, kept, gate_up, **options)
     return layer.down_stage(mid, h, adapter), pool, lse
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,9 @@ from flexjax.layout import PAGE_TOKENS
 from flexjax.models.sharding import gathered_columns, own_columns
 from flexjax.state import TapeLayout
 from pallas_kernels import write_pages
+
+GATE_UP = "gate_up"
+"""Gate and up where both fill whole pages, side by side as their product leaves them."""
 
 COPIED = 8
 """Values are written in multiples of this many columns: a GPU's copy engine moves 16 bytes at least."""
@@ -27,11 +31,24 @@ def read(pool, layer, pages, width: int) -> jax.Array:
     return from_rows(jnp.where(pages[..., None, None] < 0, 0, rows), width)
 
 
+def write_tables(tape: TapeLayout, pages: jax.Array, width: int, row: int) -> dict[str, jax.Array]:
+    """Pages of everything that `write_named` writes, [tiles, its columns]. They are the same in every layer: taken
+    apart inside the loop over layers, each would be a kernel of its own there.
+
+    Args:
+        pages: [tiles, columns]; width: of gate and of up; row: values in a row of a page.
+    """
+    tables = {name: columns_of(tape, pages, name, tape.span(name)) for name in tape.names}
+    if width % row == 0 and not {"gate", "up"}.isdisjoint(tables):
+        spans = [columns_of(tape, pages, name, width // row) for name in ("gate", "up")]
+        tables[GATE_UP] = jnp.concatenate(spans, axis=1)
+    return tables
+
+
 def write_named(
     pool,
     layer,
-    tape: TapeLayout,
-    pages,
+    tables: Mapping[str, jax.Array],
     values: dict[str, jax.Array],
     gate_up: jax.Array,
     *,
@@ -43,27 +60,24 @@ def write_named(
     """Write what the tape keeps of the values, each [first_row + tiles * 64, its width], and of gate and up.
 
     Args:
-        pages: [tiles, columns].
+        tables: of `write_tables`.
         gate_up: [first_row + tiles * 64, at least 2 * width], gate and up side by side and whatever lies behind them.
             Where both fill whole pages they are written as they lie, so that no slice is made of them.
     """
     write = functools.partial(write_pages, first_row=first_row, implementation=implementation)
-    of = lambda name, columns: columns_of(tape, pages, name, columns)
-    if width % pool.shape[-1]:
+    if GATE_UP in tables:
+        pool = write(pool, layer, gate_up, tables[GATE_UP], columns=2 * width)
+    else:
         values = values | {"gate": gate_up[:, :width], "up": gate_up[:, width : 2 * width]}
-    elif "gate" in tape.names or "up" in tape.names:
-        spans = [of(name, width // pool.shape[-1]) for name in ("gate", "up")]
-        pool = write(pool, layer, gate_up, jnp.concatenate(spans, axis=1), columns=2 * width)
     for name, value in values.items():
-        if name in tape.names:
-            value = padded(local_part(value, name, tp), pool)
-            pool = write(pool, layer, value, of(name, tape.span(name)))
+        if name in tables:
+            pool = write(pool, layer, padded(local_part(value, name, tp), pool), tables[name])
     return pool
 
 
 def gated_tiles(tape: TapeLayout, pages: jax.Array, rows: int) -> jax.Array | None:
-    """Whether the tape keeps gate and whether it keeps up: [tiles, 2], of every 64 slots of a step, counted from its
-    last one. None if it keeps neither of any.
+    """Whether the tape keeps gate and whether it keeps up: [tiles, 2] int32, 1 if it does, of every 64 slots of a step,
+    counted from its last one. None if it keeps neither of any.
 
     Args:
         pages: [tiles of the chunk part, columns]; rows: slots before those.
@@ -72,7 +86,7 @@ def gated_tiles(tape: TapeLayout, pages: jax.Array, rows: int) -> jax.Array | No
     if set(names).isdisjoint(tape.names):
         return None
     kept = jnp.concatenate([columns_of(tape, pages, name, 1) >= 0 for name in names], axis=1)
-    return jnp.pad(kept, ((-(-rows // PAGE_TOKENS), 0), (0, 0)))
+    return jnp.pad(kept.astype(jnp.int32), ((-(-rows // PAGE_TOKENS), 0), (0, 0)))
 
 
 def padded(value: jax.Array, pool: jax.Array) -> jax.Array:

@@ -33,7 +33,8 @@ def test_what_is_written_is_read_and_nothing_else_changes(feed_forward):
     gate_up = jnp.concatenate([given.pop("gate"), given["up"], jnp.full((131, 5), jnp.nan)], axis=1)
     options = dict(width=feed_forward, first_row=3, tp=1, implementation="reference")
     others = {name: value for name, value in given.items() if name != "up"}
-    written = tape.write_named(pool, 1, layout, jnp.asarray(pages), others, gate_up, **options)
+    tables = tape.write_tables(layout, jnp.asarray(pages), feed_forward, LAYOUT.row)
+    written = tape.write_named(pool, 1, tables, others, gate_up, **options)
     got = tape.read_named(written, 1, layout, jnp.asarray(pages[:1]), tp=1)
     assert got.keys() == set(layout.names)
     for name, value in got.items():
