@@ -122,6 +122,14 @@ def test_what_a_backward_unit_makes_again_is_added_in_place(programs):
     assert [each.line for each in wide if " = f32[" in each.line or each.opcode in ("copy", "slice")] == []
 
 
+def test_tables_of_pages_are_not_taken_apart_in_every_layer(programs):
+    """Each part would be a kernel of its own, beside those that write by them: K/V, x, mid and attention."""
+    text = programs.forward(SlotLayout(64, 2048, tape=True)).call.as_text()
+    in_layers = [line for line in text.splitlines() if "layers/while/body" in line]
+    assert sum('"mosaic_gpu_v2"' in line and "/write_pages/" in line for line in in_layers) == 4
+    assert [line for line in in_layers if re.search(r" = s32\[32,\d+\]\S* fusion\(", line)] == []
+
+
 GATED = pytest.mark.parametrize(
     ("name", "slots"), [("decode with adapters", 64), ("taped", 2112), ("taped with dropout", 2112)]
 )
