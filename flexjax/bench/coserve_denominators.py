@@ -2,7 +2,6 @@
 partition makes of the two."""
 
 import dataclasses
-import json
 import time
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from flexjax.bench.coserve_metrics import request_metrics, steady_finetune_metri
 from flexjax.bench.coserve_partition import GPUS, Partition, best_partition, partitions
 from flexjax.bench.coserve_plan import ALONE as ALONE_POLICY
 from flexjax.bench.coserve_plan import PARTITION, CoservePlan
-from flexjax.bench.coserve_results import ALONE, CAPACITY, ResultFolder
+from flexjax.bench.coserve_results import ALONE, CAPACITY, ResultFolder, read_results
 from flexjax.bench.coserve_run import finetune_alone
 from flexjax.bench.coserve_session import CoserveSession, session
 from flexjax.bench.coserve_trace import Trace
@@ -134,7 +133,7 @@ def partition_line(found: Partition) -> str:
 
 def read_measured(folder: ResultFolder, path: Path, metric: str) -> dict:
     """Raises ConfigError unless the file has the denominator of this plan."""
-    found = json.loads(path.read_text()) if path.is_file() else None
+    found = read_results(path) if path.is_file() else None
     if found is None or not folder.holds(found, metric):
         option = "--alone" if metric == ALONE else "--capacity"
         raise ConfigError(

@@ -1,6 +1,5 @@
 """Division: ratios of runs by denominators that were measured later than they. It measures nothing."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +14,7 @@ from flexjax.bench.coserve_results import (
     divided_line,
     missing_lines,
     ratios,
+    read_results,
 )
 from flexjax.bench.report import write_finite
 from flexjax.config import from_table
@@ -30,7 +30,8 @@ def divide_runs(setup: str, workloads: Path | None, out: Path, show: Callable[[s
     Raises:
         ConfigError: there is no run, its trace is not among the workloads, or a file is not whole; none was written.
     """
-    runs = {path: run for path in sorted(out.glob(f"coserve_{setup}_*.json")) if is_run(run := read_run(path), setup)}
+    found = {path: read_results(path) for path in sorted(out.glob(f"coserve_{setup}_*.json"))}
+    runs = {path: run for path, run in found.items() if is_run(run, setup)}
     if not runs:
         raise ConfigError(f"{out} has no run of set-up {setup!r}; name the folder with --out, or run a trace first")
     made = {path: divided(run, denominators(path, run, workloads)) for path, run in runs.items()}
@@ -60,14 +61,6 @@ def divided(run: Mapping[str, Any], found: Mapping[str, Denominator]) -> dict[st
         "denominators": {name: asdict(each) for name, each in found.items()},
         "notes": missing_lines(found, run["commit"]) + refused,
     }
-
-
-def read_run(path: Path) -> dict[str, Any]:
-    """Raises ConfigError unless the file is JSON."""
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ConfigError(f"{path} is not a file of results ({error}); name another folder with --out") from error
 
 
 def is_run(found: Mapping[str, Any], setup: str) -> bool:

@@ -78,12 +78,9 @@ class ResultFolder:
         Raises:
             ConfigError: the file is something else.
         """
-        try:
-            found = json.loads(file.read_text())
-        except FileNotFoundError:
+        if not file.is_file():
             return None
-        except ValueError as error:
-            raise ConfigError(f"{file} is not a file of results ({error}); name another folder with --out") from error
+        found = read_results(file)
         return found if all(found.get(name) == self.facts[name] for name in ("device", "model")) else None
 
     def _denominator(self, file: Path, metric: str) -> Denominator | None:
@@ -99,6 +96,14 @@ class ResultFolder:
         plan = {name: listed(getattr(self.plan, name)) for name in DECIDES[metric]}
         same = all(found["plan"].get(name) == value for name, value in plan.items())
         return same and bool(found["metrics"].get(metric))
+
+
+def read_results(file: Path) -> dict[str, Any]:
+    """Raises ConfigError unless the file is JSON."""
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{file} is not a file of results ({error}); name another folder with --out") from error
 
 
 def listed(value: Any) -> Any:

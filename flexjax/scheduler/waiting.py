@@ -79,12 +79,13 @@ class WaitingQueue:
         if late_before is None or late_before < self._looked + LOOK_SECONDS * max(1.0, len(self) / 1000):
             return
         self._looked = late_before
-        early = [item for item in self._late if item[1] in self and not item[1].late(late_before)]
+        behind = [item for item in self._late if item[1] in self]
+        early = [item for item in behind if not item[1].late(late_before)]
         if pace is None and not early:
             return
         waiting = sorted([item for item in self._heap if item[1] in self] + early)
         given = set() if pace is None else _for_fewest_late([each for _, each in waiting], late_before, pace)
-        late = [item for item in self._late if item[1] in self and item[1].late(late_before)]
+        late = [item for item in behind if item[1].late(late_before)]
         self._late = late + [item for item in waiting if item[1].request.id in given]
         heapq.heapify(self._late)
         self._heap = [item for item in waiting if item[1].request.id not in given]

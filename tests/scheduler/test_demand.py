@@ -13,11 +13,11 @@ from tests.scheduler.test_policies import view
 STEP = 0.04
 
 
-def after(meter: Demand, start: float, seconds: float, rows: int, chunk: int) -> float:
-    """Iterations of STEP seconds that serve so much each; the time after the last one."""
+def after(meter: Demand | Pace, start: float, seconds: float, **noted) -> float:
+    """Iterations of STEP seconds that are noted alike; the time after the last one."""
     count = round(seconds / STEP)
     for index in range(count + 1):
-        meter.note(start + index * STEP, rows, chunk)
+        meter.note(start + index * STEP, **noted)
     return start + count * STEP
 
 
@@ -66,30 +66,22 @@ def test_a_pause_ends_demand():
     assert meter.slots < 10
 
 
-def paced(pace: Pace, start: float, seconds: float, tiles: int, waiting: bool) -> float:
-    """Iterations of STEP seconds that take in so many tiles each; the time after the last one."""
-    count = round(seconds / STEP)
-    for index in range(count + 1):
-        pace.note(start + index * STEP, tiles, waiting)
-    return start + count * STEP
-
-
 def test_a_pace_is_unknown_until_requests_have_waited_for_a_while():
     pace = Pace()
-    now = paced(pace, 0.0, 10.0, tiles=4, waiting=False)
+    now = after(pace, 0.0, 10.0, tiles=4, waiting=False)
     assert pace.tiles_per_second is None, "what is taken in while nobody waits is not the most that could be"
-    now = paced(pace, now, PACE_KNOWN - STEP, tiles=8, waiting=True)
+    now = after(pace, now, PACE_KNOWN - STEP, tiles=8, waiting=True)
     assert pace.tiles_per_second is None
-    now = paced(pace, now, 2 * STEP, tiles=8, waiting=True)
+    now = after(pace, now, 2 * STEP, tiles=8, waiting=True)
     assert pace.tiles_per_second == pytest.approx(8 / STEP), "at once the rate, without a slow rise"
-    paced(pace, now, 3 * NOW_SECONDS, tiles=1, waiting=False)
+    after(pace, now, 3 * NOW_SECONDS, tiles=1, waiting=False)
     assert pace.tiles_per_second is None, "it is forgotten"
 
 
 def test_a_pace_follows_its_rate_as_an_exponential_does():
     pace = Pace()
-    now = paced(pace, 0.0, 20.0, tiles=10, waiting=True)
-    paced(pace, now, 1.0, tiles=6, waiting=True)
+    now = after(pace, 0.0, 20.0, tiles=10, waiting=True)
+    after(pace, now, 1.0, tiles=6, waiting=True)
     assert pace.tiles_per_second == pytest.approx((6 + 4 * math.exp(-1.0 / NOW_SECONDS)) / STEP, rel=1e-2)
 
 
