@@ -75,6 +75,11 @@ def measure(
     make: Callable[[str], list[CoserveSetup]], plan: CoservePlan, what: str, out: Path, show: Show
 ) -> list[Path]:
     if what == "alone" or plan.policy == ALONE_POLICY:
+        if plan.alone_setup is not None:
+            raise ConfigError(
+                f"set-up {plan.setup!r} divides by what finetuning alone reaches in set-up {plan.alone_setup!r} "
+                "(alone_setup); measure it with that set-up's file"
+            )
         return [measure_alone(*make("alone"), out, show)]
     if what == "capacity":
         return [measure_capacity(*make("capacity"), plan.policy, out, show)]

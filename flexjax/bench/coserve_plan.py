@@ -70,7 +70,8 @@ class CoservePlan:
         lengths: file of the workloads with a length of a finetuning sequence in each line; longest: cut off there.
         trained_share: of each sequence, from its end, that has a loss.
         batch_sequences, batch_tokens: of an optimizer step; one of them is given. With 1, one sequence at a time.
-        alone_seconds: counted of finetuning alone, after ``alone_warmup``.
+        alone_seconds: counted of finetuning alone, after ``alone_warmup``; alone_setup: another set-up with the same
+            job, whose figure of finetuning alone is divided by instead.
         capacity_from: requests per second at which the search for the capacity begins; capacity_seconds: of the trace
             in a trial; capacity_precision: ratio of a rate that fails to one that holds at which the search ends;
             capacity_budget: seconds, once the engine has started, in which a command begins trials that can end in it.
@@ -101,6 +102,7 @@ class CoservePlan:
     batch_tokens: int | None = None
     alone_seconds: float = 60.0
     alone_warmup: float = 10.0
+    alone_setup: str | None = None
     capacity_from: float = 10.0
     capacity_seconds: float = 40.0
     capacity_precision: float = 1.05

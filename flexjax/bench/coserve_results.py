@@ -57,7 +57,7 @@ class ResultFolder:
 
     @property
     def alone_file(self) -> Path:
-        return self.path / f"coserve_{self.plan.setup}_alone.json"
+        return self.path / f"coserve_{self.plan.alone_setup or self.plan.setup}_alone.json"
 
     def denominators(self, trace: Trace) -> dict[str, Denominator]:
         """By metric; those measured on this device with this model, to this plan."""

@@ -186,6 +186,19 @@ def test_denominators_of_another_plan_do_not_count(folder, config, tmp_path, cha
     assert not ResultFolder(tmp_path, plan, facts | {"device": "another"}).denominators(trace)
 
 
+def test_a_figure_of_finetuning_alone_is_shared_with_a_set_up_of_the_same_job(folder, config, tmp_path, capsys):
+    path, facts = config('alone_setup = "other"'), {"device": "a chip", "model": "a model", "commit": "abc"}
+    plan, _ = read_coserve_plan(path)
+    other = replace(plan, setup="other", alone_setup=None)
+    trace, measured = read_trace(folder / "even_r17_2s.jsonl"), ResultFolder(tmp_path, other, facts)
+    measured.write(measured.alone_file, {ALONE: 5.0})
+    found = ResultFolder(tmp_path, plan, facts).denominators(trace)
+    assert found[ALONE] == Denominator(ALONE, 5.0, "coserve_other_alone.json", "abc")
+    assert not ResultFolder(tmp_path, replace(plan, rank=8), facts).denominators(trace)
+    assert main(["bench", "coserve", path, "--alone", "--workloads", str(folder), "--out", str(tmp_path)]) == 2
+    assert "in set-up 'other' (alone_setup); measure it with that set-up's file" in capsys.readouterr().err
+
+
 def test_ratios_need_their_denominators():
     found = {CAPACITY: Denominator(CAPACITY, 40.0, "", None), ALONE: Denominator(ALONE, 1000.0, "", None)}
     bound = {"bound_efficiency": pytest.approx(1.75)}
