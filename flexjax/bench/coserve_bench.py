@@ -3,8 +3,11 @@ each of several traces."""
 
 import dataclasses
 import functools
+import signal
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -95,15 +98,37 @@ def make_setup(
 
 
 def measure_runs(setups: Sequence[CoserveSetup], out: Path, show: Show) -> list[Path]:
-    """Replay the plans' traces under their policy, one after another, with an engine that takes the longest request."""
-    longest = max(setups, key=lambda setup: setup.trace.longest)
-    with session(longest, longest.plan.policy, out, show) as opened:
-        return [measure_run(opened.of(setup)) for setup in setups]
+    """Replay the plans' traces under their policy, one after another, with an engine that takes the longest request.
+
+    Raises:
+        ConfigError: SIGTERM came before a trace's last request was sent. After it, the file is written, and what has
+            not been answered is unfinished.
+    """
+    longest, files = max(setups, key=lambda setup: setup.trace.longest), []
+    with session(longest, longest.plan.policy, out, show) as opened, stopped_by_sigterm() as stopped:
+        for setup in setups:
+            files.append(measure_run(opened.of(setup), stopped))
+            if stopped.is_set():
+                show(f"told to stop: {len(setups) - len(files)} further traces were not replayed")
+                break
+    return files
 
 
-def measure_run(run: CoserveSession) -> Path:
+@contextmanager
+def stopped_by_sigterm() -> Iterator[threading.Event]:
+    """On the main thread, an event that SIGTERM sets instead of ending the process: a job system's time limit loses no
+    run whose last answers alone are missing."""
+    stopped = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def measure_run(run: CoserveSession, stopped: threading.Event) -> Path:
     plan, trace = run.setup.plan, run.setup.trace
-    outcome = run.replay(trace, job=plan.policy != INFERENCE)
+    outcome = run.replay(trace, job=plan.policy != INFERENCE, stopped=stopped)
     found = run.results.denominators(trace)
     metrics = run_metrics(run, outcome)
     tokens = metrics.get("finetune_tokens_per_s")

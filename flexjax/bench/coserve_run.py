@@ -5,9 +5,10 @@ It judges nothing and writes nothing.
 
 import contextlib
 import functools
+import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from flexjax.bench.coserve_engine import Feed
 from flexjax.bench.coserve_metrics import Felt, Useful, useful_tokens
@@ -53,6 +54,7 @@ class TraceRun:
     """Args:
     drain_seconds: most that the requests may take after the last arrival.
     hopeless: asked now and then with the requests sent so far; True ends the run early, the rest unfinished.
+    stopped: when set, requests sent so far are not waited for; they are unfinished.
     """
 
     engine: Engine
@@ -62,12 +64,14 @@ class TraceRun:
     drain_seconds: float
     show: Callable[[str], None]
     hopeless: Callable[[Sequence[ReplayedRequest]], bool] = lambda requests: False
+    stopped: threading.Event = field(default_factory=threading.Event)
 
     def run(self, jobs: Sequence[FinetuneJob]) -> Outcome:
         """Replay the trace until its last request has ended; the jobs, if there are any, go on that long.
 
         Raises:
             RuntimeError: the engine or a job failed.
+            ConfigError: the run was stopped before its last request was sent.
         """
         loop, preempted = self.engine.loop, self.engine.scheduler.statistics.preemptions
         first = loop.records[-1].index + 1 if loop.records else 0
@@ -92,6 +96,11 @@ class TraceRun:
 
         def going(elapsed: float) -> bool:
             require_sound(replay.requests, handles)
+            if self.stopped.is_set() and len(replay.requests) < total:
+                raise ConfigError(
+                    f"stopped after {elapsed:.0f} s, but the last of {total} requests arrives at "
+                    f"{self.trace.seconds:.0f} s: rates cannot be counted; --seconds replays less of the trace"
+                )
             progress.tell(elapsed)
             return not self.hopeless(replay.requests)
 
@@ -102,7 +111,7 @@ class TraceRun:
             hope = hope and until(lambda elapsed: len(replay.requests) == total)
         last = self.trace.seconds + self.drain_seconds
         if hope:
-            until(lambda elapsed: elapsed > last or replay.done == total)
+            until(lambda elapsed: elapsed > last or replay.done == total or self.stopped.is_set())
         return clock.mean_mhz
 
     def _until(self, began: float, going: Callable[[float], bool], reached: Callable[[float], bool]) -> bool:

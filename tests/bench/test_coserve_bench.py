@@ -5,7 +5,9 @@ Figures mean nothing on a CPU; that they exist, agree with each other and with w
 
 import itertools
 import json
+import os
 import re
+import signal
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +19,7 @@ from flexjax.bench.coserve_capacity import Trial
 from flexjax.bench.coserve_denominators import trials_of
 from flexjax.bench.coserve_engine import CoserveSetup, Feed, FinetuningRows
 from flexjax.bench.coserve_plan import ALTERNATIVES, CHOICES, read_coserve_plan
+from flexjax.bench.coserve_progress import Progress
 from flexjax.bench.coserve_results import ALONE, CAPACITY, Denominator, ResultFolder, missing_lines, ratios
 from flexjax.bench.coserve_trace import Trace, TraceRow, read_trace
 from flexjax.bench.replay import ReplayedRequest
@@ -365,6 +368,34 @@ def test_several_traces_with_one_engine(folder, config, tmp_path, monkeypatch):
         assert (metrics["requests"], metrics["attainment"]) == (len(rows), 1.0)
         assert sum(line["output_tokens"]) == pytest.approx(sum(row["o"] for row in rows))
         assert metrics["finetune_tokens_per_s"] > 0
+
+
+@pytest.mark.parametrize("sent", [40, 20])
+def test_a_run_that_is_told_to_stop(folder, config, tmp_path, monkeypatch, capsys, sent):
+    """After all are sent: as if its time were up, what is not answered is unfinished. Before, rates cannot be counted."""
+    told = signal.getsignal(signal.SIGTERM)
+    longer = [row | {"o": 150} for row in ROWS]
+    (folder / "long_r17_2s.jsonl").write_text("".join(json.dumps(row) + "\n" for row in longer))
+
+    def kill(self, elapsed):
+        if len(self._replay.requests) >= sent:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Progress, "tell", kill)
+    names = ["long_r17_2s", "even_r17_2s"]
+    run = lambda: run_coserve_bench(config(), folder, tmp_path / "results", traces=names, policy="inference_only")
+    if sent < len(ROWS):
+        with pytest.raises(ConfigError, match="the last of 40 requests arrives at 2 s.*--seconds"):
+            run()
+        assert not list(tmp_path.glob("results/*"))
+    else:
+        assert run() == 0
+        metrics = results(tmp_path, "long_r17_2s_inference_only")["metrics"]
+        assert metrics["requests"] == 40 and metrics["unfinished"] > 0
+        assert metrics["attainment"] == pytest.approx(1 - metrics["unfinished"] / 40)
+        assert "told to stop: 1 further traces were not replayed" in capsys.readouterr().out
+        assert not (tmp_path / "results" / "coserve_tiny_even_r17_2s_inference_only.json").exists()
+    assert signal.getsignal(signal.SIGTERM) is told
 
 
 def test_a_dead_engine_is_no_row_of_misses(folder, config, tmp_path, monkeypatch):

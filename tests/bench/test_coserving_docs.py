@@ -39,6 +39,18 @@ def test_targets_are_those_of_co_serving():
     assert len(made.splitlines()) == 2 + len(TARGETS)
 
 
+def test_where_a_trace_was_not_replayed_to_its_end_its_longest_beginning_counts():
+    name, figure = "sharegpt_r10_240s", dict(itl_ms_p99=24.0)
+    short, long = (run(f"{name}_first{each}s", setup="tight", **figure) for each in (60, 140))
+    other = run(f"{name}_without_every_5th_first200s", setup="tight", itl_ms_p99=1.0)
+    found = {"1": short, "2": long, "3": other}
+    (row,) = rows_of(tables(found)["targets"], "tight", "`itl_ms_p99`")
+    assert row[1] == f"{name}_first140s" and row[3] == "24"
+    whole = run(name, setup="tight", itl_ms_p99=26.0)
+    (row,) = rows_of(tables(found | {"4": whole})["targets"], "tight", "`itl_ms_p99`")
+    assert row[1] == name and row[6] == "no"
+
+
 @pytest.mark.parametrize("value, reached", [(None, ""), (0.98, "no"), (0.99, "yes"), (0.999, "stretch")])
 def test_a_target_is_reached(value, reached):
     assert Target("a", "x", "attainment", 0.99, 0.999).reached(value) == reached
