@@ -372,7 +372,7 @@ def test_several_traces_with_one_engine(folder, config, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("sent", [40, 20])
 def test_a_run_that_is_told_to_stop(folder, config, tmp_path, monkeypatch, capsys, sent):
-    """After all are sent: as if its time were up, what is not answered is unfinished. Before, rates cannot be counted."""
+    """After all are sent, it ends as if its time were up; before, rates cannot be counted."""
     told = signal.getsignal(signal.SIGTERM)
     longer = [row | {"o": 150} for row in ROWS]
     (folder / "long_r17_2s.jsonl").write_text("".join(json.dumps(row) + "\n" for row in longer))
