@@ -8,12 +8,13 @@ from flexjax.bench.coserve_metrics import Objective
 from flexjax.bench.replay import ReplayedRequest
 
 RULE = """A trial replays the beginning of the trace with its arrivals scaled in time by one factor, lengths kept (the
-whole of it again and again if it is too short then), until all have ended or more than 1 in 100 have missed. Rates grow
-by half from where the search begins until one fails (or shrink until one holds), then the middle of the highest that
-held below the lowest that failed, in ratio, is tried, until these two are within the precision. The capacity is the
-rate that held. A short trial leaves a queue no time to grow, so it is rather too high than too low."""
+whole of it again and again if it is too short then), until all have ended or more than 1 in 100 have missed. From
+where the search begins rates grow until one fails (or shrink until one holds), first by the precision, then by its
+square, its fourth power and so on, at most by half. Then the middle of the highest that held below the lowest that
+failed, in ratio, is tried, until these two are within the precision. The capacity is the rate that held. A short trial
+leaves a queue no time to grow, so it is rather too high than too low."""
 
-GROWTH = 1.5
+MOST_GROWTH = 1.5
 HOPELESS = 50
 """How many times less than where the search began it ends if nothing held."""
 
@@ -42,14 +43,15 @@ def lowest_failed(trials: Iterable[Trial]) -> float:
 
 
 def next_rate(trials: Sequence[Trial], first: float, precision: float) -> float | None:
-    """What to try next; None if the search has ended."""
+    """What to try next; None if the search has ended. Begun where the capacity is, it ends after two trials."""
     held, failed = highest_held(trials), lowest_failed(trials)
     if not trials:
         return first
+    growth = math.exp(min(2.0 ** (len(trials) - 1) * math.log(precision), math.log(MOST_GROWTH)))
     if math.isinf(failed):
-        return held * GROWTH
+        return held * growth
     if not held:
-        return failed / GROWTH if failed > first / HOPELESS else None
+        return failed / growth if failed > first / HOPELESS else None
     return math.sqrt(held * failed) if failed / held > precision else None
 
 

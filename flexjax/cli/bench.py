@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from flexjax.bench.coserve_bench import run_coserve_bench
-from flexjax.bench.coserve_plan import CHOICES, INFERENCE
+from flexjax.bench.coserve_plan import CHOICES
 from flexjax.bench.kernel_bench import run_kernel_bench
 from flexjax.bench.memory_bench import run_memory_bench
 from flexjax.bench.step_bench import run_step_bench
@@ -52,7 +52,7 @@ def add_coserve_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
-        "--capacity", action="store_true", help="find the highest rate that inference alone holds (a denominator)"
+        "--capacity", action="store_true", help="find the highest rate held without a job (a denominator)"
     )
     what.add_argument("--alone", action="store_true", help="measure finetuning alone (a denominator)")
     what.add_argument(
@@ -65,6 +65,7 @@ def add_coserve_arguments(parser: argparse.ArgumentParser) -> None:
     overrides.add_argument("--policy", metavar="NAME", help=f"one of {', '.join(CHOICES)}")
     overrides.add_argument("--seconds", type=float, metavar="S", help="only the beginning of the trace")
     overrides.add_argument("--leave-out-every", type=int, metavar="N", help="leave every N-th row of the trace out")
+    overrides.add_argument("--capacity-from", type=float, metavar="R", help="requests/s, first tried by --capacity")
     overrides.add_argument("--capacity-seconds", type=float, metavar="S", help="of the trace in a trial of --capacity")
     overrides.add_argument("--count-from", type=float, metavar="S", help="seconds from which rates are counted")
 
@@ -83,8 +84,7 @@ def bench_step(arguments: argparse.Namespace) -> int:
 
 def bench_coserve(arguments: argparse.Namespace) -> int:
     what = next((name for name in ("capacity", "alone", "divide") if getattr(arguments, name)), "run")
-    policy = arguments.policy or (INFERENCE if arguments.capacity else None)
-    names = ("seconds", "leave_out_every", "count_from", "capacity_seconds")
+    names = ("policy", "seconds", "leave_out_every", "count_from", "capacity_from", "capacity_seconds")
     overrides = {name: getattr(arguments, name) for name in names}
     places = arguments.config, arguments.workloads, arguments.out
-    return run_coserve_bench(*places, what, arguments.workload, policy=policy, **overrides)
+    return run_coserve_bench(*places, what, arguments.workload, **overrides)

@@ -27,7 +27,20 @@ def searched(holds, first: float, precision: float) -> list[Trial]:
 def test_the_search_ends_at_the_capacity(capacity, first):
     trials = searched(lambda rate: rate <= capacity, first, 1.05)
     assert capacity / 1.05 <= highest_held(trials) <= capacity < lowest_failed(trials)
-    assert len({each.rate for each in trials}) == len(trials) <= 16
+    assert len({each.rate for each in trials}) == len(trials) <= 20
+
+
+@pytest.mark.parametrize("first, rates", [(10.0, [10.0, 10.5]), (10.4, [10.4, 9.905])])
+def test_a_search_that_begins_at_the_capacity_ends_after_two_trials(first, rates):
+    trials = searched(lambda rate: rate <= 10.2, first, 1.05)
+    assert [each.rate for each in trials] == pytest.approx(rates, rel=1e-4)
+
+
+def test_steps_of_a_search_double_up_to_a_half():
+    rates = [each.rate for each in searched(lambda rate: rate <= 100.0, 10.0, 1.05)]
+    assert [after / before for before, after in itertools.pairwise(rates[:7])] == pytest.approx(
+        [1.05, 1.05**2, 1.05**4, 1.05**8, 1.5, 1.5]
+    )
 
 
 def test_a_search_in_vain_ends():
