@@ -68,7 +68,7 @@ def page_case(name: str, model: ModelShape, rows: int, pool_bytes: float) -> Ker
     case = case_of(name, model, rows, pool_bytes)
     pages = f"{rows // PAGE} pages of {PAGE} rows of {model.row_width} values"
     shape = f"{pages}, {case.pages} pages, {MOST_CALLS} layers"
-    return write_case(case, "write_pages", shape, prepare_pages, page_write_call, write_api.PAGE_IMPLEMENTATIONS)
+    return write_case(case, "write_pages", shape, prepare_pages, page_write_call, write_api.IMPLEMENTATIONS)
 
 
 def prepare_pages(case: write_cases.Case, layers: int, implementation: str):

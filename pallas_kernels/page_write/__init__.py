@@ -1,1 +1,1 @@
-"""Rows of values written into the pages of a donated pool, in place."""
+"""Rows and whole pages of values written into the pages of a donated pool, in place and together."""

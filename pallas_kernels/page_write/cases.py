@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pallas_kernels.model_shapes import LLAMA_3_1_8B, QWEN_2_5_7B, SMOLLM2_135M, STORIES_260K, ModelShape
+from pallas_kernels.page_write.parts import Pages, Rows
 from pallas_kernels.random_values import normal
 
 PAGE = 64
@@ -64,6 +65,42 @@ class PagesCase:
         }
 
 
+@dataclass(frozen=True)
+class PartsCase:
+    """What a layer of a step keeps: of ``rows`` decode rows and ``tiles`` tiles of 64 slots behind them, rows of
+    ``width`` values each to its slot and each tile to its page; and of the tiles also values of each of ``columns``
+    columns. One row and one page of every part are dropped for being negative, others for lying past the end."""
+
+    name: str
+    width: int
+    rows: int
+    tiles: int
+    columns: tuple[int, ...]
+    pages: int
+    layers: int = 2
+    dtype: str = "bfloat16"
+
+    def make(self, seed: int) -> dict:
+        """Keyword arguments of ``write_parts``; rows and tiles have distinct pages, in random order."""
+        random = np.random.default_rng(seed)
+        spread = -(-self.rows // PAGE)
+        own, free = np.split(random.permutation(self.pages), [spread])
+        slots = random.permutation((own[:, None] * PAGE + np.arange(PAGE)).reshape(-1))[: self.rows]
+        slots[:1], slots[1:][-1:] = -1, self.pages * PAGE
+        values = [self.values(random, columns) for columns in (self.width, *self.columns)]
+        parts = [Rows(values[0], slots.astype(np.int32))] if self.rows else []
+        for each in values:
+            across = -(-each.shape[1] // self.width)
+            pages, free = np.split(free, [self.tiles * across])
+            pages[:1], pages[1:][-1:] = -1, self.pages
+            parts.append(Pages(each, pages.reshape(self.tiles, across).astype(np.int32), first_row=self.rows))
+        pool = normal(random, (self.layers, self.pages, PAGE, self.width), self.dtype)
+        return {"pool": pool, "layer": np.int32(self.layers - 1), "parts": parts}
+
+    def values(self, random, columns: int):
+        return normal(random, (self.rows + self.tiles * PAGE, columns), self.dtype)
+
+
 def write(model: ModelShape, rows: int, pages: int, **options) -> Case:
     """K/V rows of ``rows`` tokens, a sixteenth of them dropped."""
     return Case(f"write {model.name} {rows} rows", model.row_width, rows, rows // 16, pages, **options)
@@ -108,3 +145,27 @@ SMALL_PAGES = (
     PagesCase("four bytes a value", 32, 40, 2, 6, dtype="float32"),
 )
 """Edges of page writes, cheap on a CPU."""
+
+
+def layer(model: ModelShape, rows: int, tokens: int, columns: tuple[int, ...], what: str) -> PartsCase:
+    """What a layer writes at a time of ``rows`` decode rows and a window of ``tokens`` tokens."""
+    return PartsCase(f"{what} of {model.name}, {rows} + {tokens}", model.row_width, rows, tokens // PAGE, columns, 1024)
+
+
+LARGE_PARTS = (
+    layer(LLAMA_3_1_8B, 64, 2048, (), "keys and values"),
+    layer(LLAMA_3_1_8B, 64, 512, (LLAMA_3_1_8B.hidden,) * 2, "keys, values, x and q"),
+    layer(LLAMA_3_1_8B, 64, 512, (*(LLAMA_3_1_8B.hidden,) * 2, 64, 2 * LLAMA_3_1_8B.feed_forward), "all that is kept"),
+    layer(QWEN_2_5_7B, 64, 256, (QWEN_2_5_7B.hidden,) * 3, "keys, values, x, q and mid"),
+    layer(SMOLLM2_135M, 64, 256, (SMOLLM2_135M.hidden,) * 2, "keys, values, x and q"),
+)
+"""Parts of one write worth timing."""
+
+SMALL_PARTS = (
+    PartsCase("a layer's parts", 128, 40, 2, (320, 256, 16), 24),
+    PartsCase("pages beside more rows than a page has", 64, 70, 3, (), 9, layers=3),
+    PartsCase("no rows", 32, 0, 2, (40, 32), 12, dtype="float32"),
+    PartsCase("no tiles", 16, 5, 0, (24,), 3, dtype="float32"),
+    PartsCase("more blocks than multiprocessors", 64, 3, 2, (4800,), 200, layers=1),
+)
+"""Edges of writes of several parts, cheap on a CPU."""

@@ -22,7 +22,8 @@ from pallas_kernels.grouped_lora import cases as lora_cases
 from pallas_kernels.lora_expand import cases as expand_cases
 from pallas_kernels.lora_expand.api import RANK_UNIT
 from pallas_kernels.page_write import cases as write_cases
-from pallas_kernels.page_write.api import write_pages
+from pallas_kernels.page_write.api import write_pages, write_parts
+from pallas_kernels.page_write.parts import Pages, Rows
 from pallas_kernels.paged_attention import cases as attention_cases
 from pallas_kernels.window_attention_grad import cases as grad_cases
 
@@ -96,6 +97,16 @@ def page_writes(case: write_cases.PagesCase) -> KernelCall:
     return KernelCall(f"pages, {case.name}", write, arguments, in_place=(0,), temporaries=1e6)
 
 
+def part_writes(case: write_cases.PartsCase) -> KernelCall:
+    matrix = lambda columns: shaped((case.rows + case.tiles * PAGE, columns), case.dtype)
+    table = lambda columns: words(case.tiles, -(-columns // case.width))
+    parts = [Pages(matrix(each), table(each), case.rows) for each in (case.width, *case.columns)]
+    pool = shaped((case.layers, case.pages, PAGE, case.width), case.dtype)
+    arguments = (pool, SCALAR, [Rows(matrix(case.width), words(case.rows)), *parts])
+    write = functools.partial(write_parts, implementation=IMPLEMENTATION)
+    return KernelCall(f"parts, {case.name}", write, arguments, in_place=(0,), temporaries=1e6)
+
+
 def expansion(case: expand_cases.Case) -> KernelCall:
     slots, out = sum(count for _, count in case.tiles), sum(case.widths)
     rank = len(case.owner) * RANK_UNIT
@@ -146,6 +157,7 @@ CALLS = (
     *map(window_grad, grad_cases.LARGE),
     *map(row_write, write_cases.LARGE),
     *map(page_writes, write_cases.LARGE_PAGES),
+    *map(part_writes, write_cases.LARGE_PARTS),
     *map(expansion, expand_cases.LARGE),
     *map(gated_expansion, gated_cases.LARGE),
     *(gated_expansion(case, low_behind=False) for case in gated_cases.LARGE),

@@ -23,6 +23,8 @@ LARGE = {
     "page_write": page_write_cases.LARGE,
     "paged_attention": paged_attention_cases.LARGE,
     "window_attention_grad": window_attention_grad_cases.LARGE,
+    "write_pages": page_write_cases.LARGE_PAGES,
+    "write_parts": page_write_cases.LARGE_PARTS,
 }
 
 

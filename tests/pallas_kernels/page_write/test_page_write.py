@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.page_write.api import page_write, write_pages
+from pallas_kernels.page_write.api import page_write, write_pages, write_parts
 from pallas_kernels.page_write.cases import SMALL, SMALL_PAGES
+from pallas_kernels.page_write.parts import Pages, Rows
 
 PAGE = 64
 LAYERS, WIDTH, ROWS = 3, 16, 10
@@ -115,9 +116,15 @@ def test_pages_that_do_not_fit_are_refused(values, pages, first_row, message):
         write_pages(jnp.zeros((1, 2, PAGE, 16)), 0, values, pages, first_row=first_row)
 
 
+def test_every_part_is_checked():
+    pool, values, pages = jnp.zeros((1, 2, PAGE, 16)), jnp.zeros((PAGE, 24)), jnp.zeros((1, 2), jnp.int32)
+    with pytest.raises(ValueError, match=r"rows of shape \(64, 24\) do not fit pages of rows of 16 values"):
+        write_parts(pool, 0, [Pages(values, pages), Rows(values, pages[0])])
+
+
 def test_more_columns_than_there_are_are_refused():
     pool, values, pages = jnp.zeros((1, 2, PAGE, 16)), jnp.zeros((PAGE, 16)), jnp.zeros((1, 2), jnp.int32)
-    with pytest.raises(ValueError, match=r"write_pages: 17 columns of values of shape \(64, 16\)"):
+    with pytest.raises(ValueError, match=r"page_write: 17 columns of values of shape \(64, 16\)"):
         write_pages(pool, 0, values, pages, columns=17)
 
 
