@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flexjax.layout import PAGE_TOKENS, SlotLayout
 from flexjax.models.decoder import DecoderLayer
 from flexjax.steps.kernels import Kernels
-from pallas_kernels import page_write, paged_attention, plan_paged_attention, write_pages
+from pallas_kernels import Pages, Rows, paged_attention, plan_paged_attention, write_parts
 
 
 def token_positions(batch: SimpleNamespace, layout: SlotLayout) -> jax.Array:
@@ -61,13 +61,12 @@ def decode_queries(batch: SimpleNamespace) -> tuple[jax.Array, jax.Array]:
     return jnp.maximum(batch.row_position, 0), (batch.row_position >= 0).astype(jnp.int32)
 
 
-def write_keys_values(pool, layer, places: Places, k, v, kernels: Kernels):
-    """k and v [slots, Hkv, D] into the pool [layers, pages, 64, 2 Hkv D]."""
+def write_keys_values(pool, layer, places: Places, k, v, kept: list[Pages], kernels: Kernels):
+    """k and v [slots, Hkv, D] into the pool [layers, pages, 64, 2 Hkv D], and what else is kept."""
     rows = jnp.concatenate([k, v], axis=1).reshape(len(k), -1)
-    if places.tiles is not None:
-        first = len(places.rows)
-        pool = write_pages(pool, layer, rows, places.tiles, first_row=first, implementation=kernels.page_write)
-    return page_write(pool, layer, rows, places.rows, implementation=kernels.page_write)
+    tiles = [] if places.tiles is None else [Pages(rows, places.tiles, first_row=len(places.rows))]
+    parts = [Rows(rows, places.rows), *tiles, *kept]
+    return write_parts(pool, layer, parts, implementation=kernels.page_write)
 
 
 def attend(layer: DecoderLayer, q, pool, index, batch, places: Places, layout: SlotLayout, kernels: Kernels):

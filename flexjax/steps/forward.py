@@ -27,7 +27,7 @@ from flexjax.steps import tape
 from flexjax.steps.attention import attend, places_of, token_positions, write_keys_values
 from flexjax.steps.kernels import Kernels
 from flexjax.steps.sampling import prompt_logprobs
-from pallas_kernels import plan_lora_expand, write_pages
+from pallas_kernels import plan_lora_expand, write_pages, write_parts
 
 
 @jax.tree_util.register_dataclass
@@ -133,20 +133,22 @@ def entry_of(stacked: jax.Array, index: jax.Array, first: int, rows: int) -> jax
 
 
 def layer_forward(layer: DecoderLayer, dims, layout, kernels, adapter, pool, x, index, positions, places, batch):
-    """One layer: stages, with page writes, attention and tape writes standing between them."""
+    """One layer: stages, with attention between two writes of pages, the later one of what a tape keeps."""
+    flat = lambda heads: heads.reshape(layout.slots, -1)
+    options = dict(first_row=layout.rows, row=pool.shape[-1], tp=dims.tp)
     q, k, v = layer.qkv_stage(x, positions, adapter)
-    pool = write_keys_values(pool, index, places, k, v, kernels)
+    early = tape.parts(places.tape, dict(x=x, q=flat(q)), **options) if layout.tape else []
+    pool = write_keys_values(pool, index, places, k, v, early, kernels)
     attention, lse = attend(layer, q, pool, index, batch, places, layout, kernels)
     if layout.tape:  # a write that could come before or after attention's reads would make XLA copy the pool
         pool, attention, lse = jax.lax.optimization_barrier((pool, attention, lse))
     mid = layer.output_stage(x, attention, adapter)
     h, gate_up = layer.gated_stage(mid, adapter)
     if layout.tape:
-        flat = lambda heads: heads.reshape(layout.slots, -1)
-        kept = dict(x=x, q=flat(q), attention=flat(attention), mid=mid)
-        kept[LSE] = tape.pack_lse(lse[None], x.dtype)
-        options = dict(width=h.shape[1], first_row=layout.rows, tp=dims.tp, implementation=kernels.page_write)
-        pool = tape.write_named(pool, index, places.tape, kept, gate_up, **options)
+        late = {"attention": flat(attention), "mid": mid, LSE: tape.pack_lse(lse[None], x.dtype)}
+        kept = tape.parts(places.tape, late, **options)
+        kept += tape.gate_up_parts(places.tape, gate_up, h.shape[1], **options)
+        pool = write_parts(pool, index, kept, implementation=kernels.page_write)
     return layer.down_stage(mid, h, adapter), pool, lse
 
 
@@ -172,21 +174,15 @@ def tile_seeds(seeds: jax.Array) -> jax.Array:
 def write_final(pool, dims: Dimensions, x, places, first_row: int, kernels: Kernels):
     """The last layer's output of finetuning windows, and what lies behind it: 64 tokens take `Dimensions.final_rows`
     layers of a page, the pages that follow in a pool of one layer."""
-    columns = final_columns(tape.padded(x, pool), pool.shape[-1])
-    if len(columns) > len(pool):
+    rows = -(-x.shape[-1] // pool.shape[-1])
+    if rows > len(pool):
         raise ValueError(
-            f"the final page of {x.shape[-1]} values takes {len(columns)} rows of {pool.shape[-1]}, one a "
+            f"the final page of {x.shape[-1]} values takes {rows} rows of {pool.shape[-1]}, one a "
             f"layer, but the model has {len(pool)} layers: it can be served but not finetuned"
         )
-    flat = as_one_layer(pool)
-    for row, values in enumerate(columns):
-        pages = final_pages(pool, dims, places, row)[:, None]
-        flat = write_pages(flat, 0, values, pages, first_row=first_row, implementation=kernels.page_write)
-    return flat.reshape(pool.shape)
-
-
-def final_columns(x: jax.Array, row: int) -> list[jax.Array]:
-    return [x[:, start : start + row] for start in range(0, x.shape[-1], row)]
+    values, pages = tape.padded(x, pool.shape[-1]), [final_pages(pool, dims, places, row) for row in range(rows)]
+    write = functools.partial(write_pages, first_row=first_row, implementation=kernels.page_write)
+    return write(as_one_layer(pool), 0, values, jnp.stack(pages, axis=1)).reshape(pool.shape)
 
 
 def final_pages(pool, dims: Dimensions, places: jax.Array, row: int) -> jax.Array:

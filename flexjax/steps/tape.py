@@ -1,6 +1,5 @@
 """The tape: saved activations of a finetuning microbatch, kept as rows of the page pool, written by 64-token tiles."""
 
-import functools
 import math
 from collections.abc import Mapping
 
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 from flexjax.layout import PAGE_TOKENS
 from flexjax.models.sharding import gathered_columns, own_columns
 from flexjax.state import TapeLayout
-from pallas_kernels import write_pages
+from pallas_kernels import Pages
 
 GATE_UP = "gate_up"
 """Gate and up where both fill whole pages, side by side as their product leaves them."""
@@ -32,7 +31,7 @@ def read(pool, layer, pages, width: int) -> jax.Array:
 
 
 def write_tables(tape: TapeLayout, pages: jax.Array, width: int, row: int) -> dict[str, jax.Array]:
-    """Pages of everything that `write_named` writes, [tiles, its columns]. They are the same in every layer: taken
+    """Pages of everything that a tape keeps, [tiles, its columns]. They are the same in every layer: taken
     apart inside the loop over layers, each would be a kernel of its own there.
 
     Args:
@@ -45,34 +44,28 @@ def write_tables(tape: TapeLayout, pages: jax.Array, width: int, row: int) -> di
     return tables
 
 
-def write_named(
-    pool,
-    layer,
-    tables: Mapping[str, jax.Array],
-    values: dict[str, jax.Array],
-    gate_up: jax.Array,
-    *,
-    width: int,
-    first_row: int,
-    tp: int,
-    implementation: str,
-):
-    """Write what the tape keeps of the values, each [first_row + tiles * 64, its width], and of gate and up.
+def parts(
+    tables: Mapping[str, jax.Array], values: Mapping[str, jax.Array], *, first_row: int, row: int, tp: int
+) -> list[Pages]:
+    """What the tape keeps of the values, each [first_row + tiles * 64, its width], for `write_parts`.
 
     Args:
-        tables: of `write_tables`.
+        tables: of `write_tables`; row: values in a row of a page.
+    """
+    kept = {name: padded(local_part(value, name, tp), row) for name, value in values.items() if name in tables}
+    return [Pages(value, tables[name], first_row) for name, value in kept.items()]
+
+
+def gate_up_parts(tables: Mapping[str, jax.Array], gate_up: jax.Array, width: int, **options) -> list[Pages]:
+    """What it keeps of gate and of up; ``options`` as for `parts`.
+
+    Args:
         gate_up: [first_row + tiles * 64, at least 2 * width], gate and up side by side and whatever lies behind them.
             Where both fill whole pages they are written as they lie, so that no slice is made of them.
     """
-    write = functools.partial(write_pages, first_row=first_row, implementation=implementation)
     if GATE_UP in tables:
-        pool = write(pool, layer, gate_up, tables[GATE_UP], columns=2 * width)
-    else:
-        values = values | {"gate": gate_up[:, :width], "up": gate_up[:, width : 2 * width]}
-    for name, value in values.items():
-        if name in tables:
-            pool = write(pool, layer, padded(local_part(value, name, tp), pool), tables[name])
-    return pool
+        return [Pages(gate_up, tables[GATE_UP], options["first_row"], columns=2 * width)]
+    return parts(tables, dict(gate=gate_up[:, :width], up=gate_up[:, width : 2 * width]), **options)
 
 
 def gated_tiles(tape: TapeLayout, pages: jax.Array, rows: int) -> jax.Array | None:
@@ -89,8 +82,8 @@ def gated_tiles(tape: TapeLayout, pages: jax.Array, rows: int) -> jax.Array | No
     return jnp.pad(kept.astype(jnp.int32), ((-(-rows // PAGE_TOKENS), 0), (0, 0)))
 
 
-def padded(value: jax.Array, pool: jax.Array) -> jax.Array:
-    return jnp.pad(value, ((0, 0), (0, -value.shape[1] % math.gcd(COPIED, pool.shape[-1]))))
+def padded(value: jax.Array, row: int) -> jax.Array:
+    return jnp.pad(value, ((0, 0), (0, -value.shape[1] % math.gcd(COPIED, row))))
 
 
 def columns_of(tape: TapeLayout, pages: jax.Array, name: str, columns: int) -> jax.Array:

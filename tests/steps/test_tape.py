@@ -6,6 +6,7 @@ import pytest
 
 from flexjax.state import TapeLayout
 from flexjax.steps import tape
+from pallas_kernels import write_parts
 
 LAYOUT = TapeLayout(names=("x", "attention", "up"), widths=(6, 9, 8), row=4)
 """x takes two pages per 64 tokens, attention three (three columns of padding), up two."""
@@ -31,10 +32,11 @@ def test_what_is_written_is_read_and_nothing_else_changes(feed_forward):
     widths = dict(q=4, gate=feed_forward, up=feed_forward, attention=9, x=6)
     given = {name: jnp.asarray(values(width, tokens=131)) for name, width in widths.items()}
     gate_up = jnp.concatenate([given.pop("gate"), given["up"], jnp.full((131, 5), jnp.nan)], axis=1)
-    options = dict(width=feed_forward, first_row=3, tp=1, implementation="reference")
+    options = dict(first_row=3, row=LAYOUT.row, tp=1)
     others = {name: value for name, value in given.items() if name != "up"}
     tables = tape.write_tables(layout, jnp.asarray(pages), feed_forward, LAYOUT.row)
-    written = tape.write_named(pool, 1, tables, others, gate_up, **options)
+    kept = tape.parts(tables, others, **options) + tape.gate_up_parts(tables, gate_up, feed_forward, **options)
+    written = write_parts(pool, 1, kept)
     got = tape.read_named(written, 1, layout, jnp.asarray(pages[:1]), tp=1)
     assert got.keys() == set(layout.names)
     for name, value in got.items():
