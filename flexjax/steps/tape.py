@@ -12,7 +12,7 @@ from flexjax.state import TapeLayout
 from pallas_kernels import Pages
 
 GATE_UP = "gate_up"
-"""Gate and up where both fill whole pages, side by side as their product leaves them."""
+"""Gate and up where both fill whole pages, side by side as their product leaves them; gate alone if up is not kept."""
 
 COPIED = 8
 """Values are written in multiples of this many columns: a GPU's copy engine moves 16 bytes at least."""
@@ -31,15 +31,16 @@ def read(pool, layer, pages, width: int) -> jax.Array:
 
 
 def write_tables(tape: TapeLayout, pages: jax.Array, width: int, row: int) -> dict[str, jax.Array]:
-    """Pages of everything that a tape keeps, [tiles, its columns]. They are the same in every layer: taken
-    apart inside the loop over layers, each would be a kernel of its own there.
+    """Pages of everything that a tape keeps, [tiles, its columns]. They are the same in every layer: taken apart inside
+    the loop over layers, each would be a kernel of its own there.
 
     Args:
         pages: [tiles, columns]; width: of gate and of up; row: values in a row of a page.
     """
     tables = {name: columns_of(tape, pages, name, tape.span(name)) for name in tape.names}
     if width % row == 0 and not {"gate", "up"}.isdisjoint(tables):
-        spans = [columns_of(tape, pages, name, width // row) for name in ("gate", "up")]
+        names = ("gate", "up") if "up" in tables else ("gate",)
+        spans = [columns_of(tape, pages, name, width // row) for name in names]
         tables[GATE_UP] = jnp.concatenate(spans, axis=1)
     return tables
 
@@ -64,7 +65,8 @@ def gate_up_parts(tables: Mapping[str, jax.Array], gate_up: jax.Array, width: in
             Where both fill whole pages they are written as they lie, so that no slice is made of them.
     """
     if GATE_UP in tables:
-        return [Pages(gate_up, tables[GATE_UP], options["first_row"], columns=2 * width)]
+        columns = tables[GATE_UP].shape[1] * options["row"]
+        return [Pages(gate_up, tables[GATE_UP], options["first_row"], columns)]
     return parts(tables, dict(gate=gate_up[:, :width], up=gate_up[:, width : 2 * width]), **options)
 
 

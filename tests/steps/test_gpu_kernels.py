@@ -151,11 +151,11 @@ def narrow(layers: int) -> Model:
 
 
 @functools.cache
-def stepped(gated: str) -> tuple[np.ndarray, np.ndarray]:
-    """What a step of a prompt and a window that keeps gate, each with its adapter, changed in the pool; and
+def stepped(kernels: Kernels, tape: tuple[str, ...] = ("x", "gate")) -> tuple[np.ndarray, np.ndarray]:
+    """What a step of a prompt and a window that keeps a tape, each with its adapter, changed in the pool; and
     log-probabilities of the prompt's row in that step and in the next, which decodes it."""
     served, layout = narrow(layers=1), SlotLayout(4, 192, tape=True, logprobs=True)
-    rig = rig_with(Kernels(gated_expand=gated), served, tape=("x", "gate"))
+    rig = rig_with(kernels, served, tape=tape)
     rig.begin(served.factors(rank=16, seed=7), SCALE)
     rig.hold(0, *pack_group([example(served.tokens(100, seed=1))], MICROBATCH, 0, 0))
     version, before = rig.load("two", served.factors(rank=8, seed=2), SCALE), np.float32(rig.pool)
@@ -167,8 +167,17 @@ def stepped(gated: str) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("gated", [*(f"{name}_interpreted" for name in GATED), *ON_GPU])
 def test_forward_steps_agree_whatever_expands_gate_and_up(gated):
     """But for places in which they round to 8 bits."""
-    for one, two in zip(stepped(gated), stepped("reference"), strict=True):
+    for one, two in zip(stepped(Kernels(gated_expand=gated)), stepped(Kernels()), strict=True):
         assert np.linalg.norm(one - two) < 2**-8 * np.linalg.norm(two)
+
+
+@pytest.mark.parametrize("page_write", ["mosaic_gpu_interpreted", pytest.param("mosaic_gpu", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("tape", [("x", "gate"), FULL], ids=" ".join)
+def test_forward_steps_agree_whatever_writes_pages(tape, page_write, capfd):
+    """To the bit; and nothing that one launch writes lies where something else of it does."""
+    for one, two in zip(stepped(Kernels(page_write=page_write), tape), stepped(Kernels(), tape), strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert "RACE DETECTED" not in "".join(capfd.readouterr())
 
 
 def gradients_with(kernels: Kernels) -> dict[str, dict[str, np.ndarray]]:

@@ -46,6 +46,16 @@ def test_what_is_written_is_read_and_nothing_else_changes(feed_forward):
     np.testing.assert_array_equal(written[1, untouched], pool[1, untouched])
 
 
+@pytest.mark.parametrize(("kept", "columns"), [("gate", 8), ("up", 16), ("gate up", 16)])
+def test_up_is_not_read_where_gate_alone_is_kept(kept, columns):
+    """Of gate and up of two pages each, what lies behind gate."""
+    layout = TapeLayout(("x", *kept.split()), (6, *[8] * len(kept.split())), 4)
+    tables = tape.write_tables(layout, jnp.arange(layout.columns)[None], 8, 4)
+    (part,) = tape.gate_up_parts(tables, jnp.zeros((64, 20)), 8, first_row=0, row=4, tp=1)
+    assert part.columns == columns
+    assert [page for page in part.pages[0].tolist() if page >= 0] == list(range(2, layout.columns))
+
+
 def test_what_of_gate_and_up_a_tape_keeps():
     """Seventy rows are two tiles, of which the first has six. A tape that names up; the second tile is idle, and the
     third of a lean tape of x alone."""
