@@ -83,7 +83,7 @@ class LayerGraph:
     """The graphs of one layer with LoRA adapters on some modules.
 
     Attributes:
-        shapes: every named input: the values, k and v, "weights", "params", "positions", the cotangent "d_out".
+        shapes: every named input: the values, k and v, "weights", "params", "rotation", the cotangent "d_out".
         context: keys that a query attends to, on average.
     """
 
@@ -98,7 +98,7 @@ class LayerGraph:
             return {"attention": tuple(attention_op.bind(v["q"], v["k"], v["v"], context=self.context))}
 
         def q(v):
-            return {"q": self.layer(v).q_stage(v["x"], v["positions"], adapter(v["params"]))}
+            return {"q": self.layer(v).q_stage(v["x"], v["rotation"], adapter(v["params"]))}
 
         def output(v):
             return {"mid": self.layer(v).output_stage(v["x"], v["attention"][0], adapter(v["params"]))}
@@ -143,7 +143,8 @@ def layer_graph(config: ModelConfig, modules: tuple[str, ...], dtype, rank: int,
     named = {"x": value(d), "q": q, "k": kv, "v": kv, "mid": value(d), "gate": value(ff), "up": value(ff)}
     named["attention"] = (q, value(config.num_heads, dtype=jnp.float32))
     rest = {"weights": weights, "params": factor_shapes(config, modules, rank)}
-    return LayerGraph(layer, named | rest | {"positions": value(dtype=jnp.int32), "d_out": value(d)}, context)
+    rest |= {"rotation": (value(width // 2, dtype=jnp.float32),) * 2, "d_out": value(d)}
+    return LayerGraph(layer, named | rest, context)
 
 
 def factor_shapes(config: ModelConfig, modules: tuple[str, ...], rank: int) -> dict[str, dict]:
@@ -166,7 +167,7 @@ def pulled_back(layer_of: Callable, v: dict) -> dict:
     stage = lambda x, attention, p: layer.output_stage(x, attention, adapter(p))
     d_x, d_attention, d_o = jax.vjp(stage, v["x"], attention, params)[1](d_mid + d_mid_mlp)
     d_qkv = attention_gradient_op.bind(v["q"], v["k"], v["v"], attention, lse, d_attention)
-    stage = lambda x, p: layer.qkv_stage(x, v["positions"], adapter(p))
+    stage = lambda x, p: layer.qkv_stage(x, v["rotation"], adapter(p))
     d_x_attention, d_qkv = jax.vjp(stage, v["x"], params)[1](tuple(d_qkv))
     d_params = jax.tree.map(lambda *parts: sum(parts), d_down, d_gate_up, d_o, d_qkv)
     return {"d_x": d_x + d_x_attention, "d_params": d_params}
@@ -188,7 +189,7 @@ def autodiff_residuals(layer_of: Callable, context: int, v: dict) -> list[jax.Ar
 
     def whole(x, params):
         plus = adapter(params)
-        mid = layer.output_stage(x, attend(*layer.qkv_stage(x, v["positions"], plus)), plus)
+        mid = layer.output_stage(x, attend(*layer.qkv_stage(x, v["rotation"], plus)), plus)
         return layer.mlp_output_stage(mid, *layer.mlp_input_stage(mid, plus), plus)
 
     return jax.tree.leaves(jax.vjp(whole, v["x"], v["params"])[1])

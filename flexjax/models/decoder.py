@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from flexjax.models.config import ModelConfig
-from flexjax.models.layers import product, rms_norm, rotary_frequencies, rotate, swiglu
+from flexjax.models.layers import Rotation, product, rms_norm, rotate, swiglu
 from flexjax.models.sharding import enter_shards, leave_shards
 
 
@@ -41,19 +41,18 @@ class DecoderLayer(nnx.Module):
         self.gate_up = normal((2 * ff, d))
         self.down = normal((d, ff))
 
-    def qkv_stage(self, x: jax.Array, positions: jax.Array, adapter) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """x [T, d], positions [T] -> q [T, Hq, D], k and v [T, Hkv, D], rotated; local heads."""
-        width, frequencies = self.config.head_dim, rotary_frequencies(self.config)
-        kv_width = self.kv_heads * width
+    def qkv_stage(self, x: jax.Array, rotation: Rotation, adapter) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """x [T, d] -> q [T, Hq, D] and k [T, Hkv, D], rotated, v [T, Hkv, D]; local heads."""
+        width, kv_width = self.config.head_dim, self.kv_heads * self.config.head_dim
         modules = adapter("qkv", *self._qkv(x), (self.query_heads * width, kv_width, kv_width))
         q, k, v = (y.reshape(len(x), -1, width) for y in modules)
-        return rotate(q, positions, frequencies), rotate(k, positions, frequencies), v
+        return rotate(q, rotation), rotate(k, rotation), v
 
-    def q_stage(self, x: jax.Array, positions: jax.Array, adapter) -> jax.Array:
+    def q_stage(self, x: jax.Array, rotation: Rotation, adapter) -> jax.Array:
         """The q of `qkv_stage`, without the products of k and v."""
         q_width = self.query_heads * self.config.head_dim
         q, _, _ = adapter("qkv", *self._qkv(x, q_width), (q_width, 0, 0))
-        return rotate(q.reshape(len(x), -1, self.config.head_dim), positions, rotary_frequencies(self.config))
+        return rotate(q.reshape(len(x), -1, self.config.head_dim), rotation)
 
     def _qkv(self, x: jax.Array, leading: int | None = None) -> tuple[jax.Array, jax.Array]:
         """The input of q, k and v, and what the frozen product makes of it, or its leading columns."""

@@ -43,9 +43,18 @@ def scale_frequencies(frequencies: jax.Array, scaling: Llama3RopeScaling) -> jax
     return (1 - blend) * frequencies / scaling.factor + blend * frequencies
 
 
-def rotate(x: jax.Array, positions: jax.Array, frequencies: jax.Array) -> jax.Array:
-    """Rotary position embedding, rotate-half layout. x [T, heads, D], positions [T] -> x's dtype."""
+Rotation = tuple[jax.Array, jax.Array]
+"""Cosine and sine of the angle by which each pair of each slot turns, both [T, head_dim / 2] float32."""
+
+
+def rotation_of(positions: jax.Array, frequencies: jax.Array) -> Rotation:
+    """positions [T], frequencies [D / 2]; the same for every layer."""
     angles = positions.astype(jnp.float32)[:, None] * frequencies
-    cos, sin = jnp.cos(angles)[:, None, :], jnp.sin(angles)[:, None, :]
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: jax.Array, rotation: Rotation) -> jax.Array:
+    """Rotary position embedding, rotate-half layout. x [T, heads, D] -> x's dtype."""
+    cos, sin = (each[:, None, :] for each in rotation)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

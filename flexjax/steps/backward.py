@@ -19,6 +19,7 @@ from flexjax.layout import PAGE_TOKENS
 from flexjax.models.bits import from_bits
 from flexjax.models.decoder import DecoderLayer
 from flexjax.models.dropout import Dropout
+from flexjax.models.layers import Rotation, rotary_frequencies, rotation_of
 from flexjax.models.trained_adapter import TrainedAdapter
 from flexjax.state import LSE, Dimensions, Gradients, Master
 from flexjax.step_batch import backward_fields, unpack
@@ -74,9 +75,10 @@ class Window:
     batch: SimpleNamespace
 
     @property
-    def positions(self) -> jax.Array:
-        """Position of every slot in its sequence, [window]."""
-        return (self.batch.tile_position[:, None] + jnp.arange(PAGE_TOKENS, dtype=jnp.int32)).reshape(-1)
+    def rotation(self) -> Rotation:
+        """Of every slot at its position in its sequence."""
+        positions = self.batch.tile_position[:, None] + jnp.arange(PAGE_TOKENS, dtype=jnp.int32)
+        return rotation_of(positions.reshape(-1), rotary_frequencies(self.dims.model))
 
     def taped(self) -> dict[str, jax.Array]:
         """What the tape holds, by name."""
@@ -102,7 +104,7 @@ class Window:
         """The taped values and, through the layer's own stages, the missing ones."""
         values = dict(values)
         if "q" not in values:
-            values["q"] = self.layer.q_stage(values["x"], self.positions, adapter)
+            values["q"] = self.layer.q_stage(values["x"], self.rotation, adapter)
         if "attention" not in values:
             values["attention"], values["lse"] = self.attention(values["q"])
         if "mid" not in values:
@@ -143,7 +145,7 @@ class Window:
         stage = lambda x, attention, p: layer.output_stage(x, attention, adapter_of(p))
         d_x, d_attention, d_o = jax.vjp(stage, v.x, v.attention, params)[1](d_mid + d_mid_mlp)
         d_q, d_k, d_v = self.attention_grad(v, d_attention, sums)
-        stage = lambda x, p: layer.qkv_stage(x, self.positions, adapter_of(p))
+        stage = lambda x, p: layer.qkv_stage(x, self.rotation, adapter_of(p))
         (own_k, d_k), (own_v, d_v) = (self.own_rows_taken(d, d_out.dtype) for d in (d_k, d_v))
         d_x_attention, d_qkv = jax.vjp(stage, v.x, params)[1]((d_q, own_k, own_v))
         d_params = jax.tree.map(lambda *parts: sum(parts), d_down, d_gate_up, d_o, d_qkv)

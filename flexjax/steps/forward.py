@@ -17,6 +17,7 @@ from flexjax.layout import PAGE_TOKENS, SlotLayout
 from flexjax.models.build import dotted
 from flexjax.models.decoder import Decoder, DecoderLayer
 from flexjax.models.dropout import Dropout
+from flexjax.models.layers import rotary_frequencies, rotation_of
 from flexjax.models.lora import PRODUCTS, no_adapter
 from flexjax.models.matrices import rows_behind
 from flexjax.models.resident_adapters import ResidentAdapters
@@ -80,7 +81,8 @@ def run_layers(model: Decoder, dims, layout, kernels, adapters, pool, x, batch):
     layer, so that XLA reads its weights where they lie: at any other index it copies them. Also returns every layer's
     log-sum-exp, [layers, slots, Hq] float32, if it is kept behind the final hidden state."""
     definition, stacked = model.layer_stack()
-    positions, places = token_positions(batch, layout), places_of(batch, layout, model.layers, kernels)
+    rotation = rotation_of(token_positions(batch, layout), rotary_frequencies(model.config))
+    places = places_of(batch, layout, model.layers, kernels)
     if layout.tape:
         width = dims.model.intermediate_size // dims.tp
         tables = tape.write_tables(dims.tape_layout, batch.tape_pages, width, pool.shape[-1])
@@ -102,7 +104,7 @@ def run_layers(model: Decoder, dims, layout, kernels, adapters, pool, x, batch):
         gated = dict(gated_implementation=kernels.gated_expand, kept=kept)
         resident = ResidentAdapters(adapters.b, index, *owners, kernels.lora_expand, plan, dropout, a, **gated)
         adapter = no_adapter if layout.base_only else resident
-        x, pool, lse = layer_forward(layer, dims, layout, kernels, adapter, pool, x, index, positions, places, batch)
+        x, pool, lse = layer_forward(layer, dims, layout, kernels, adapter, pool, x, index, rotation, places, batch)
         return (x, pool, index + 1), lse if lse_kept else None
 
     (x, pool, _), lse = jax.lax.scan(one_layer, (x, pool, jnp.int32(0)), length=dims.model.num_layers)
@@ -132,11 +134,11 @@ def entry_of(stacked: jax.Array, index: jax.Array, first: int, rows: int) -> jax
     return jax.lax.dynamic_slice(stacked, start, sizes, allow_negative_indices=False)[0]
 
 
-def layer_forward(layer: DecoderLayer, dims, layout, kernels, adapter, pool, x, index, positions, places, batch):
+def layer_forward(layer: DecoderLayer, dims, layout, kernels, adapter, pool, x, index, rotation, places, batch):
     """One layer: stages, with attention between two writes of pages, the later one of what a tape keeps."""
     flat = lambda heads: heads.reshape(layout.slots, -1)
     options = dict(first_row=layout.rows, row=pool.shape[-1], tp=dims.tp)
-    q, k, v = layer.qkv_stage(x, positions, adapter)
+    q, k, v = layer.qkv_stage(x, rotation, adapter)
     early = tape.parts(places.tape, dict(x=x, q=flat(q)), **options) if layout.tape else []
     pool = write_keys_values(pool, index, places, k, v, early, kernels)
     attention, lse = attend(layer, q, pool, index, batch, places, layout, kernels)

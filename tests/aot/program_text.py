@@ -1,4 +1,5 @@
-"""Reads a compiled program's text for arrays that are moved: copies of what should be read where it lies."""
+"""Reads a compiled program's text: arrays that are moved, copies of what should be read where it lies, and what a loop
+launches."""
 
 import re
 from collections.abc import Iterable
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = \w+\[([\d,]*)\]\S* ([\w\-]+)\(")
 CALLED = re.compile(r"calls=%?([\w.\-]+)")
+LAUNCH = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = .*? (fusion|fusion-start|copy|copy-start|reduce|scatter)\(")
 
 MOVING = {"copy", "copy-start", "slice", "dynamic-slice", "transpose", "concatenate", "pad", "fusion"}
 IN_PLACE = {"scatter", "dynamic-update-slice"}
@@ -64,6 +66,21 @@ def forgotten_results(text: str) -> list[str]:
         elif inside in fused and "mosaic_gpu_v2" in line and "output_to_operand_aliasing" in line:
             found.append(f"{inside}: {line.split(' = ')[0].strip()}")
     return found
+
+
+def launched(text: str, loop: str) -> list[str]:
+    """What the compiler made of everything but products and kernels of ours in the body of the loop with this name, in
+    order: each is a kernel, or a copy, of its own."""
+    (body,) = set(re.findall(rf' while\(.*body=%?([\w.\-]+),.*op_name="[^"]*{loop}"', text))
+    found, calling, inside = [], set(), ""
+    for line in text.splitlines():
+        if match := COMPUTATION.match(line):
+            inside = match[1]
+        elif " custom-call(" in line:
+            calling.add(inside)
+        elif inside == body and (match := LAUNCH.match(line)):
+            found.append((match[1], CALLED.findall(line)))
+    return [name for name, called in found if calling.isdisjoint(called)]
 
 
 def writes_in_place(fusion: Instruction, parts: dict[str, list[Instruction]]) -> bool:

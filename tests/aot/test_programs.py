@@ -21,7 +21,7 @@ from flexjax.state import Dimensions, nbytes, pool_shape
 from flexjax.steps.kernels import Kernels
 from flexjax.steps.update import OptimizerSpec
 from tests.aot.hopper import h100
-from tests.aot.program_text import CALLED, computations, forgotten_results, moved
+from tests.aot.program_text import CALLED, computations, forgotten_results, launched, moved
 
 LLAMA = ModelConfig(
     model_type="llama",
@@ -104,6 +104,23 @@ def test_what_kernels_write_in_place_is_passed_on(programs, name):
 @pytest.mark.parametrize("name", ["decode", "taped", "backward"])
 def test_kernels_are_in_the_programs(programs, name):
     assert "mosaic_gpu" in PROGRAMS[name](programs).call.as_text()
+
+
+LAUNCHES = {"decode": 9, "decode with adapters": 9, "prompts": 12, "taped": 15}
+"""Of the compiler, a layer at most, beside products and kernels of ours."""
+
+
+@pytest.mark.parametrize("name", LAUNCHES)
+def test_what_the_compiler_launches_in_a_layer(programs, name):
+    found = launched(PROGRAMS[name](programs).call.as_text(), "layers/while")
+    assert len(found) <= LAUNCHES[name], found
+
+
+def test_angles_are_made_once_a_step(programs):
+    """They are the same for every layer."""
+    text = programs.forward(SlotLayout(64, 2048, tape=True)).call.as_text()
+    assert len(re.findall(r" cosine\(", text)) == 1
+    assert [each for each in launched(text, "layers/while") if "cosine" in each or "power" in each] == []
 
 
 def test_what_a_backward_unit_makes_again_is_added_in_place(programs):

@@ -10,6 +10,7 @@ from flexjax.compiler.layer_graph import NAMES
 from flexjax.compiler.pruning import pruning_table
 from flexjax.fields import ConfigError
 from flexjax.models.decoder import DecoderLayer
+from flexjax.models.layers import rotary_frequencies, rotation_of
 from flexjax.models.lora import MODULES, module_widths
 from flexjax.models.trained_adapter import TrainedAdapter
 from flexjax.state import TAPE_NAMES, Dimensions
@@ -90,7 +91,7 @@ class RealLayer:
             "a": {name: random(widths[name][0], 4) for name in modules},
             "b": {name: random(4, widths[name][1]) for name in modules},
         }
-        self.positions = jnp.arange(TOKENS)
+        self.rotation = rotation_of(jnp.arange(TOKENS), rotary_frequencies(config))
         self.x, self.d_out = random(TOKENS, config.hidden_size), random(TOKENS, config.hidden_size)
 
     def adapter(self, params):
@@ -98,12 +99,12 @@ class RealLayer:
 
     def output(self, x, params):
         adapter = self.adapter(params)
-        mid = self.layer.output_stage(x, dense_attention(*self.layer.qkv_stage(x, self.positions, adapter)), adapter)
+        mid = self.layer.output_stage(x, dense_attention(*self.layer.qkv_stage(x, self.rotation, adapter)), adapter)
         return self.layer.mlp_output_stage(mid, *self.layer.mlp_input_stage(mid, adapter), adapter)
 
     def values(self):
         adapter = self.adapter(self.params)
-        q, k, v = self.layer.qkv_stage(self.x, self.positions, adapter)
+        q, k, v = self.layer.qkv_stage(self.x, self.rotation, adapter)
         attention = dense_attention(q, k, v)
         scores = jnp.einsum("qhd,khd->hqk", q, jnp.repeat(k, q.shape[1] // k.shape[1], axis=1)) * q.shape[-1] ** -0.5
         scores = jnp.where(jnp.tril(jnp.ones(scores.shape[1:], bool)), scores, -jnp.inf)
@@ -121,7 +122,7 @@ class RealLayer:
         d_mid_mlp, d_2 = pull(lambda mid, p: layer.mlp_input_stage(mid, self.adapter(p)), v["mid"])((d_gate, d_up))
         project = lambda x, out, p: layer.output_stage(x, out, self.adapter(p))
         d_x, d_attention, d_3 = pull(project, v["x"], v["attention"])(d_mid + d_mid_mlp)
-        qkv = lambda x, p: layer.qkv_stage(x, self.positions, self.adapter(p))
+        qkv = lambda x, p: layer.qkv_stage(x, self.rotation, self.adapter(p))
         d_x_qkv, d_4 = pull(qkv, v["x"])(attention_gradient(v, d_attention))
         return jax.tree.map(lambda *parts: sum(parts), d_1, d_2, d_3, d_4), d_x + d_x_qkv
 
@@ -241,7 +242,7 @@ def test_autodiff_bytes_are_what_vjp_keeps(tiny, modules):
 
     def output(x, params):
         adapter = layer.adapter(params)
-        mid = layer.layer.output_stage(x, attend(*layer.layer.qkv_stage(x, layer.positions, adapter)), adapter)
+        mid = layer.layer.output_stage(x, attend(*layer.layer.qkv_stage(x, layer.rotation, adapter)), adapter)
         return layer.layer.mlp_output_stage(mid, *layer.layer.mlp_input_stage(mid, adapter), adapter)
 
     kept = {id(leaf): leaf for leaf in jax.tree.leaves(jax.vjp(output, layer.x, layer.params)[1])}

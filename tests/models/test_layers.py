@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from flexjax.models.config import Llama3RopeScaling
-from flexjax.models.layers import rms_norm, rotary_frequencies, rotate
+from flexjax.models.layers import rms_norm, rotary_frequencies, rotate, rotation_of
 from tests.dense_model import frequencies
 from tests.ladder import LLAMA
 
@@ -32,7 +32,7 @@ def test_rotation_turns_pairs_by_position_times_frequency():
     turning = np.array([1.0, 0.3, 0.05, 0.001])
     pairs = (x[..., :4] + 1j * x[..., 4:]) * np.exp(1j * positions[:, None] * turning)[:, None]
     expected = np.concatenate([pairs.real, pairs.imag], axis=-1)
-    got = rotate(jnp.float32(x), jnp.asarray(positions), jnp.float32(turning))
+    got = rotate(jnp.float32(x), rotation_of(jnp.asarray(positions), jnp.float32(turning)))
     np.testing.assert_allclose(got, expected, atol=2e-5)
 
 
