@@ -7,6 +7,7 @@ load of K and V. Blocks of keys are taken from the last to the first, so that th
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,16 +22,30 @@ LOADER_REGISTERS = 24
 """Registers of a thread of the warpgroup that loads."""
 
 
-def tile_order(positions, lengths):
-    """Tiles with the longest contexts first, [tiles] int32: what is started last should be short."""
-    return jnp.argsort(-jnp.where(lengths > 0, positions + lengths, 0)).astype(jnp.int32)
+class ChunkPlan(NamedTuple):
+    """[tiles] int32 each; the same for every layer of a step.
+
+    Attributes:
+        positions: of a tile's first query; contexts: keys that its last one sees; 0 both for an inactive tile.
+        order: tiles with the longest contexts first: what is started last should be short.
+    """
+
+    positions: jax.Array
+    contexts: jax.Array
+    order: jax.Array
+
+
+def plan_chunk(positions, lengths) -> ChunkPlan:
+    """Plan for tiles at these positions with so many queries each, [tiles] int32 both."""
+    first = jnp.where(lengths > 0, positions, 0).astype(jnp.int32)
+    contexts = (first + lengths).astype(jnp.int32)
+    return ChunkPlan(first, contexts, jnp.argsort(-contexts).astype(jnp.int32))
 
 
 def paged_attention_chunk(
-    q, pool, layer, tables, positions, lengths, order, *, kv_heads, scale, interpret=None, tiling: Tiling | None = None
+    q, pool, layer, tables, plan: ChunkPlan, *, kv_heads, scale, interpret=None, tiling: Tiling | None = None
 ):
-    """See ``api.paged_attention``, for q of [tiles, 64, query_heads, 64 or 128] in a 16-bit dtype and scale > 0; the
-    tiles are taken in the order of ``tile_order``."""
+    """See ``api.paged_attention``, for q of [tiles, 64, query_heads, 64 or 128] in a 16-bit dtype and scale > 0."""
     tiles, _, heads, head_size = q.shape
     tiling = tiling or tiling_for(heads // kv_heads)
     items = Items(tiling, tiles, kv_heads, heads // kv_heads)
@@ -46,8 +61,7 @@ def paged_attention_chunk(
         interpret=interpret,
         kernel_name="paged_attention_chunk",
     )
-    positions = jnp.where(lengths > 0, positions, 0)
-    return kernel(q, pool, jnp.reshape(layer, 1), tables, positions, positions + lengths, order)
+    return kernel(q, pool, jnp.reshape(layer, 1), tables, *plan)
 
 
 def _scratch(tiling: Tiling, head_size: int, dtype) -> dict:

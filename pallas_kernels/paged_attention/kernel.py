@@ -1,9 +1,8 @@
 """The Mosaic GPU (Hopper) implementation: one kernel for decode rows, one for chunks; and what they take."""
 
-import jax
 import jax.numpy as jnp
 
-from pallas_kernels.paged_attention.chunk import paged_attention_chunk, tile_order
+from pallas_kernels.paged_attention.chunk import ChunkPlan, paged_attention_chunk, plan_chunk
 from pallas_kernels.paged_attention.decode import paged_attention_decode
 from pallas_kernels.paged_attention.plan import Plan, plan_decode
 from pallas_kernels.paged_attention.tiling import GROUP, INTERPRETED_MULTIPROCESSORS, KEYS, TILINGS, multiprocessors
@@ -12,11 +11,11 @@ QUERIES = (1, 64)
 """A decode row and a tile of a chunk."""
 
 
-def plan(positions, lengths, *, queries, query_heads, kv_heads, head_size, interpret=None) -> Plan | jax.Array:
-    """See ``api.plan_paged_attention``; of chunks the order of their tiles."""
+def plan(positions, lengths, *, queries, query_heads, kv_heads, head_size, interpret=None) -> Plan | ChunkPlan:
+    """See ``api.plan_paged_attention``."""
     _check_sizes(queries, query_heads, kv_heads, head_size)
     if queries != 1:
-        return tile_order(positions, lengths)
+        return plan_chunk(positions, lengths)
     blocks = INTERPRETED_MULTIPROCESSORS if interpret else multiprocessors()
     return plan_decode(positions, lengths, kv_heads=kv_heads, workers=blocks * TILINGS[head_size].streams)
 
@@ -29,8 +28,7 @@ def paged_attention(q, pool, layer, tables, positions, lengths, *, kv_heads, sca
     options = {"kv_heads": kv_heads, "scale": scale, "interpret": interpret}
     if queries != 1:
         _check_scale(scale)
-        order = tile_order(positions, lengths) if plan is None else plan
-        return paged_attention_chunk(q, pool, layer, tables, positions, lengths, order, **options)
+        return paged_attention_chunk(q, pool, layer, tables, plan or plan_chunk(positions, lengths), **options)
     if plan is None:
         sizes = {"query_heads": query_heads, "kv_heads": kv_heads, "head_size": head_size}
         plan = _plan(positions, lengths, queries=1, interpret=interpret, **sizes)
