@@ -66,8 +66,7 @@ class DecoderLayer(nnx.Module):
     def output_stage(self, x: jax.Array, attention: jax.Array, adapter) -> jax.Array:
         """x [T, d], attention [T, Hq, D] -> x plus the projected attention, [T, d]."""
         flat = attention.reshape(len(x), -1)
-        (y,) = adapter("o", flat, product(flat, self.o[...]), x.shape[1:])
-        return x + self._reduced(y)
+        return self._onto(x, "o", flat, product(flat, self.o[...]), adapter)
 
     def mlp_input_stage(self, mid: jax.Array, adapter, only: str | None = None) -> tuple[jax.Array, jax.Array]:
         """mid [T, d] -> gate and up, each [T, ff] (local columns). With ``only`` "gate" or "up", at half the cost, that
@@ -95,8 +94,13 @@ class DecoderLayer(nnx.Module):
 
     def down_stage(self, mid: jax.Array, h: jax.Array, adapter) -> jax.Array:
         """mid [T, d], h [T, ff] -> the layer's output, [T, d]."""
-        (y,) = adapter("down", h, product(h, self.down[...]), mid.shape[1:])
-        return mid + self._reduced(y)
+        return self._onto(mid, "down", h, product(h, self.down[...]), adapter)
+
+    def _onto(self, residual: jax.Array, name: str, h: jax.Array, y: jax.Array, adapter) -> jax.Array:
+        """The residual plus y, a frozen product of h, with what the adapter adds to it."""
+        if self.tp == 1:
+            return adapter.onto(name, h, y, residual)
+        return residual + leave_shards(adapter(name, h, y, residual.shape[1:])[0])
 
     @property
     def query_heads(self) -> int:
@@ -108,9 +112,6 @@ class DecoderLayer(nnx.Module):
 
     def _replicated(self, h: jax.Array) -> jax.Array:
         return h if self.tp == 1 else enter_shards(h)
-
-    def _reduced(self, y: jax.Array) -> jax.Array:
-        return y if self.tp == 1 else leave_shards(y)
 
 
 class Decoder(nnx.Module):

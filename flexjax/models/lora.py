@@ -2,7 +2,8 @@
 
 An adapter is called with what a frozen product made, ``adapter(product, x, y, widths)``. A product may serve several
 modules that share their input: their outputs lie side by side in ``y``, and the adapter returns them apart, each with
-its own contribution. One of a forward step also has ``gated``, which goes on to what gate and up are made for.
+its own contribution. ``onto(product, x, y, residual)`` adds the output of a product of one module to a residual. An
+adapter of a forward step also has ``gated``, which goes on to what gate and up are made for.
 """
 
 import itertools
@@ -48,6 +49,9 @@ class NoAdapter:
 
     def __call__(self, product: str, x: jax.Array, y: jax.Array, widths: tuple[int, ...]) -> list[jax.Array]:
         return modules_of(y, widths)
+
+    def onto(self, product: str, x: jax.Array, y: jax.Array, residual: jax.Array) -> jax.Array:
+        return residual + y
 
     def gated(self, product: str, x: jax.Array, y: jax.Array, widths: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
         """Gate and up, side by side in y, -> (silu(gate) * up, y)."""

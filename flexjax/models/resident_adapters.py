@@ -48,6 +48,11 @@ class ResidentAdapters:
         options = dict(widths=widths, plan=self.plan[product], implementation=self.implementation)
         return modules_of(lora_expand(*self.operands(product, x, y), **options)[:, : sum(widths)], widths)
 
+    def onto(self, product: str, x: jax.Array, y: jax.Array, residual: jax.Array) -> jax.Array:
+        """The residual plus the output of the product's one module, by the operation that adds to that."""
+        options = dict(widths=residual.shape[1:], plan=self.plan[product], implementation=self.implementation)
+        return lora_expand(*self.operands(product, x, y), residual=residual, **options)
+
     def gated(self, product: str, x: jax.Array, y: jax.Array, widths: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
         """Gate and up, side by side in y, -> (silu(gate) * up, with what is added to each, and y in place). In y lies
         what of gate and up with that is ``kept``; all else there is for no one."""

@@ -42,6 +42,9 @@ class TrainedAdapter:
         addition = Addition(columns, self.implementation, self.expansion)
         return list(low_rank_added(addition, xs, y, *factors, self.scale))
 
+    def onto(self, product: str, x: jax.Array, y: jax.Array, residual: jax.Array) -> jax.Array:
+        return residual + self(product, x, y, residual.shape[1:])[0]
+
 
 @dataclass(frozen=True)
 class Addition:

@@ -41,7 +41,9 @@ def plan_lora_expand(indices, owner, scale, *, implementation: str = "reference"
     return choose("plan_lora_expand", PLANS, implementation)(indices, owner, scale)
 
 
-def lora_expand(y, low, b, layer, indices, owner, scale, *, widths, plan=None, implementation: str = "reference"):
+def lora_expand(
+    y, low, b, layer, indices, owner, scale, *, widths, residual=None, plan=None, implementation: str = "reference"
+):
     """Adds to a frozen product what every slot's own adapter contributes, from its low-rank activations.
 
     The frozen product may be that of several modules that share their input, side by side. Module j has columns
@@ -65,11 +67,13 @@ def lora_expand(y, low, b, layer, indices, owner, scale, *, widths, plan=None, i
         owner: [R / 8] int32, adapter that owns each unit of 8 columns; 0 for nobody.
         scale: [adapters] float32; entry 0 is not read.
         widths: columns of each module; static, their sum is ``out``.
+        residual: [slots, out] in y's dtype, added to what y has become; None: nothing is.
         plan: from ``plan_lora_expand``; None computes it here.
 
     Returns:
         y with the contributions; what lies behind them stays as it was. The scaled low is rounded to the dtype of y;
-        sums are in float32 and rounded once. Slots without an adapter keep their bits.
+        sums are in float32 and rounded once. Slots without an adapter keep their bits. With a ``residual``, an array of
+        its own, [slots, out]: the residual plus that y, rounded again, of every slot.
 
     Raises:
         ValueError: shapes that do not fit together, an unknown implementation, or shapes and dtypes that it does not
@@ -84,8 +88,10 @@ def lora_expand(y, low, b, layer, indices, owner, scale, *, widths, plan=None, i
         _check(low, (slots, len(widths) * rank), "low")
     _check(b, (b.shape[0], rank, out), "b")
     _check(indices, (slots,), "indices")
+    if residual is not None:
+        _check(residual, (slots, out), "residual")
     run = choose("lora_expand", IMPLEMENTATIONS, implementation)
-    return run(y, low, b, layer, indices, owner, scale, widths=tuple(widths), plan=plan)
+    return run(y, low, b, layer, indices, owner, scale, widths=tuple(widths), residual=residual, plan=plan)
 
 
 def _check(array, shape, name):

@@ -51,12 +51,14 @@ class Shape(Tiled):
         slots, rank, widths: see ``api.lora_expand``.
         interpreted: runs in the interpreter.
         low_after: columns before low in the array that holds it: those of y where low lies behind it.
+        residual: whether there is one, so that every item is written, not only those to which an adapter adds.
     """
 
     widths: tuple[int, ...]
     tiling: Tiling
     interpreted: bool
     low_after: int = 0
+    residual: bool = False
 
     @property
     def parts(self) -> int:
@@ -88,7 +90,7 @@ class Item(NamedTuple):
         tile, column: number of the tile of slots; first column of y.
         first, count: pieces of the rank axis that the tile needs.
         items, pieces: done before.
-        column_before: of the item before, whose columns of B are in shared memory; -1 if there is none.
+        column_before: of the last item that needed B, whose columns of it are in shared memory; -1 if there is none.
     """
 
     tile: Any
@@ -101,12 +103,12 @@ class Item(NamedTuple):
 
     @property
     def starts_columns(self):
-        """Whether the item needs other columns of B than the one before."""
-        return self.column != self.column_before
+        """Whether the item needs other columns of B than are there."""
+        return (self.count > 0) & (self.column != self.column_before)
 
 
 def for_own_items(shape, pieces, run):
-    """Calls ``run(item)`` for the items of this thread block to which something is added, tile by tile, then columns.
+    """Calls ``run(item)`` for the items of this thread block that are written, tile by tile, then columns.
 
     Args:
         pieces: see ``plan.Plan``.
@@ -118,9 +120,9 @@ def for_own_items(shape, pieces, run):
     def step(index, done):
         tile, column = lax.rem(index, shape.tiles), lax.div(index, shape.tiles) * shape.tiling.columns
         item = Item(tile, column, pieces[tile, 0], pieces[tile, 1], *done)
-        active = item.count > 0
+        active = (item.count > 0) | shape.residual
         pl.when(active)(lambda: run(item))
-        column_before = jnp.where(active, column, item.column_before)
+        column_before = jnp.where(item.count > 0, column, item.column_before)
         return item.items + active.astype(jnp.int32), item.pieces + item.count, column_before
 
     block = lax.axis_index("block")

@@ -2,7 +2,8 @@
 
 A thread block takes items side by side and keeps B of their columns in shared memory. Its first warpgroup loads: B when
 the columns change, y, and those pieces of low's rank axis that the tile's adapters own. Its second masks and scales the
-pieces, multiplies them with B, adds to the tile of y in place and sends it back.
+pieces, multiplies them with B, adds to the tile of y in place and sends it back. With a residual all tiles go through
+shared memory, each beside its tile of the residual, and their sums are a result of their own.
 """
 
 import jax
@@ -31,30 +32,22 @@ def lora_expand(
     scale,
     *,
     widths,
+    residual=None,
     plan: Plan | None = None,
     tiling: Tiling | None = None,
     interpret=None,
 ):
     """See ``api.lora_expand``."""
-    _check(y, low, b, widths)
-    tiling = tiling or tiling_for(y.shape[0], b.shape[1], widths)
-    low_after = 0 if low is not None else sum(widths)
-    shape = Shape(y.shape[0], b.shape[1], widths, tiling, interpret is not None, low_after)
-    layer = jnp.reshape(jnp.asarray(layer, jnp.int32), 1)
-    lows = () if low is None else (low,)
-    y, *arrays = mosaic.whole(y, *lows, b, layer, *(plan or plan_slots(indices, owner, scale)))
-    updated = jax.new_ref(y)
-
-    def block(*refs, **shared):
-        y, *others = refs
-        inputs, shared = Inputs(y, *([y] if low is None else []), *others), Shared(**shared)
-        warpgroup = lax.axis_index("warpgroup")
-        pl.when(warpgroup == LOADER)(lambda: _load(shape, inputs, shared))
-        pl.when(warpgroup == COMPUTER)(lambda: _compute(shape, inputs, shared))
-
-    plgpu.kernel(
-        block,
-        out_type=(),
+    _check(y, low, b, widths, residual)
+    (slots, _), (_, rank, out), has_residual = y.shape, b.shape, residual is not None
+    tiling = tiling or tiling_for(slots, rank, widths, has_residual)
+    low_after = 0 if low is not None else out
+    shape = Shape(slots, rank, widths, tiling, interpret is not None, low_after, has_residual)
+    layer, given = jnp.reshape(jnp.asarray(layer, jnp.int32), 1), [each for each in (residual, low) if each is not None]
+    y, *arrays = mosaic.whole(y, *given, b, layer, *(plan or plan_slots(indices, owner, scale)))
+    run = plgpu.kernel(
+        _block_of(shape, low is not None),
+        out_type=jax.ShapeDtypeStruct((slots, out), y.dtype) if has_residual else (),
         grid=(shape.blocks,),
         grid_names=("block",),
         num_threads=2,
@@ -62,17 +55,37 @@ def lora_expand(
         scratch_types=shared_memory(shape, y.dtype, y.dtype if low is None else low.dtype),
         interpret=interpret,
         kernel_name="lora_expand",
-    )(updated, *arrays)
+    )
+    if has_residual:
+        return run(y, *arrays)
+    updated = jax.new_ref(y)
+    run(updated, *arrays)
     return jax.freeze(updated)
 
 
-def _check(y, low, b, widths):
+def _block_of(shape, has_low):
+    """What a thread block does."""
+
+    def block(*refs, **shared):
+        (y, *refs), shared = refs, Shared(**shared)
+        residual, result = (refs.pop(0), refs.pop()) if shape.residual else (None, y)
+        low = refs.pop(0) if has_low else y
+        inputs, warpgroup = Inputs(y, residual, result, low, *refs), lax.axis_index("warpgroup")
+        pl.when(warpgroup == LOADER)(lambda: _load(shape, inputs, shared))
+        pl.when(warpgroup == COMPUTER)(lambda: _compute(shape, inputs, shared))
+
+    return block
+
+
+def _check(y, low, b, widths, residual):
     if y.dtype not in (jnp.bfloat16, jnp.float16):
         raise ValueError(f"lora_expand: y is {y.dtype}; the kernel takes bfloat16 and float16")
     if b.dtype != y.dtype:
         raise ValueError(f"lora_expand: b is {b.dtype}, y is {y.dtype}; the kernel takes one dtype for both")
     if low is not None and low.dtype not in (jnp.float32, y.dtype):
         raise ValueError(f"lora_expand: low is {low.dtype}, y is {y.dtype}; the kernel takes y's dtype or float32")
+    if residual is not None and residual.dtype != y.dtype:
+        raise ValueError(f"lora_expand: residual is {residual.dtype}, y is {y.dtype}; the kernel takes one dtype")
     if any(width % PART for width in widths):
         raise ValueError(f"lora_expand: widths {widths} are not all multiples of {PART}, as the kernel needs")
     if b.shape[1] > MAX_RANK:
@@ -125,6 +138,9 @@ def _load_y(shape, inputs, shared, item, stage):
     def copy(slots, rows):
         for part, columns in enumerate(shape.columns_of_parts(item.column)):
             plgpu.copy_gmem_to_smem(inputs.y.at[slots, columns], shared.y.at[stage, part, rows], loaded)
+            if shape.residual:
+                place = shared.residual.at[stage, part, rows]
+                plgpu.copy_gmem_to_smem(inputs.residual.at[slots, columns], place, loaded)
 
     copy_rows(shape, item.tile, copy)
 
@@ -153,7 +169,8 @@ def _compute(shape, inputs, shared):
         plgpu.barrier_wait(shared.y_loaded.at[stage])
         adapter = plgpu.load(shared.slots.at[stage], layout=mosaic.PER_ROW)
         scale = plgpu.load(shared.scale.at[stage], layout=mosaic.PER_ROW)
-        _add(shared.y.at[stage], adapter, _expanded(shape, shared, item, adapter, scale))
+        residual = shared.residual.at[stage] if shape.residual else None
+        _add(shared.y.at[stage], adapter, _expanded(shape, shared, item, adapter, scale), residual)
         _store(shape, inputs, shared, item, stage)
 
         @pl.when(item.items > 0)
@@ -185,19 +202,23 @@ def _expanded(shape, shared, item, adapter, scale):
     return lax.fori_loop(0, item.count, add_piece, nothing)
 
 
-def _add(y, adapter, total):
-    """Adds to the tile in shared memory, where a slot has an adapter."""
+def _add(y, adapter, total, residual):
+    """Adds to the tile in shared memory, where a slot has an adapter, and then to its tile of the residual."""
     has_adapter = lax.broadcast_in_dim(adapter, (TILE, PART), [0]) > 0
     for part in range(y.shape[0]):
         old = plgpu.load(y.at[part], layout=mosaic.WGMMA)
         new = old.astype(jnp.float32) + total[:, part * PART : (part + 1) * PART]
-        y[part] = jnp.where(has_adapter, new.astype(old.dtype), old)
+        new = jnp.where(has_adapter, new.astype(old.dtype), old)
+        if residual is not None:
+            before = plgpu.load(residual.at[part], layout=mosaic.WGMMA).astype(jnp.float32)
+            new = (before + new.astype(jnp.float32)).astype(old.dtype)
+        y[part] = new
     plgpu.commit_smem()
 
 
 def _store(shape, inputs, shared, item, stage):
     def copy(slots, rows):
         for part, columns in enumerate(shape.columns_of_parts(item.column)):
-            plgpu.copy_smem_to_gmem(shared.y.at[stage, part, rows], inputs.y.at[slots, columns])
+            plgpu.copy_smem_to_gmem(shared.y.at[stage, part, rows], inputs.result.at[slots, columns])
 
     copy_rows(shape, item.tile, copy)

@@ -12,10 +12,12 @@ from pallas_kernels.lora_expand.tiling import PART
 
 @dataclass(frozen=True)
 class Inputs:
-    """Arrays in global memory: of ``api.lora_expand``, y being written too, and of ``plan.Plan``. ``low`` is y itself
-    where it lies behind y: nobody writes those columns."""
+    """Arrays in global memory: of ``api.lora_expand``, and of ``plan.Plan``. ``low`` is y itself where it lies behind
+    y: nobody writes those columns. ``result`` is y too where there is no ``residual``."""
 
     y: jax.Ref
+    residual: jax.Ref | None
+    result: jax.Ref
     low: jax.Ref
     b: jax.Ref
     layer: jax.Ref
@@ -27,7 +29,8 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Shared:
-    """Shared memory and barriers of a thread block. First axis: pieces of b and owner, stages of y, ring of low."""
+    """Shared memory and barriers of a thread block. First axis: pieces of b and owner, stages of y and residual, ring
+    of low."""
 
     b: jax.Ref
     owner: jax.Ref
@@ -41,26 +44,29 @@ class Shared:
     y_stored: jax.Ref
     low_loaded: jax.Ref
     low_read: jax.Ref
+    residual: jax.Ref | None = None
 
 
 def shared_memory(shape, dtype, low_dtype):
     """What the fields of ``Shared`` are made of."""
     stages, ring = shape.tiling.stages, shape.tiling.ring
     barriers = lambda number, arrivals=1: plgpu.Barrier(num_arrivals=arrivals, num_barriers=number)
+    y, copies = in_rows((stages, shape.parts, TILE, PART), dtype), 2 if shape.residual else 1
     for_product = plgpu.TilingTransform((8, shape.piece)), plgpu.SwizzleTransform(2 * shape.piece)
     return {
         "b": plgpu.SMEM((shape.pieces, shape.piece, shape.tiling.columns), dtype, transforms=for_product),
         "owner": plgpu.SMEM((shape.pieces, shape.piece), jnp.int32),
-        "y": in_rows((stages, shape.parts, TILE, PART), dtype),
+        "y": y,
         "slots": plgpu.SMEM((stages, TILE), jnp.int32),
         "scale": plgpu.SMEM((stages, TILE), jnp.float32),
         "low": in_rows((ring, TILE, shape.piece), low_dtype),
         "b_loaded": barriers(1, shape.pieces + 1),
         "b_read": barriers(1),
-        "y_loaded": barriers(stages, shape.parts + 2),
+        "y_loaded": barriers(stages, copies * shape.parts + 2),
         "y_stored": barriers(stages),
         "low_loaded": barriers(ring),
         "low_read": barriers(ring),
+        **({"residual": y} if shape.residual else {}),
     }
 
 

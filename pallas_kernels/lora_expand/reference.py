@@ -5,7 +5,7 @@ import itertools
 import jax.numpy as jnp
 
 
-def lora_expand(y, low, b, layer, indices, owner, scale, *, widths):
+def lora_expand(y, low, b, layer, indices, owner, scale, *, widths, residual=None):
     """See ``api.lora_expand``."""
     rank, out = b.shape[1], sum(widths)
     if low is None:
@@ -20,7 +20,8 @@ def lora_expand(y, low, b, layer, indices, owner, scale, *, widths):
         for module, (width, end) in enumerate(zip(widths, ends, strict=True))
     ]
     total = y[:, :out].astype(jnp.float32) + jnp.concatenate(parts, axis=1)
-    return jnp.concatenate([jnp.where(has_adapter, total.astype(y.dtype), y[:, :out]), y[:, out:]], axis=1)
+    expanded = jnp.where(has_adapter, total.astype(y.dtype), y[:, :out])
+    return jnp.concatenate([expanded, y[:, out:]], axis=1) if residual is None else residual + expanded
 
 
 def _product(low, b):

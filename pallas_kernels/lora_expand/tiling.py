@@ -39,13 +39,13 @@ class Tiling:
     stages: int = STAGES
 
 
-def tiling_for(slots: int, rank: int, widths: tuple[int, ...]) -> Tiling:
+def tiling_for(slots: int, rank: int, widths: tuple[int, ...], residual: bool = False) -> Tiling:
     """Tiling for a call: two thread blocks on a multiprocessor if they fit, with as wide items as fit and divide."""
     piece = piece_columns(rank)
     low_bytes = 4 * TILE * piece
     items = lambda columns: -(-slots // TILE) * (sum(widths) // columns)
     for columns, together in ((2 * PART, 2), (PART, 2), (PART, 1)):
-        used = 2 * columns * (-(-rank // piece) * piece + STAGES * TILE)
+        used = 2 * columns * (-(-rank // piece) * piece + STAGES * TILE * (1 + residual))
         ring = min((SHARED_BYTES // together - used) // low_bytes, 4)
         enough = columns == PART or items(columns) >= PROCESSORS
         if ring >= 2 and enough and math.gcd(columns, *widths) == columns:

@@ -120,6 +120,22 @@ def expansion(case: expand_cases.Case) -> KernelCall:
     return KernelCall(f"expand {case.name}", expand, arguments, in_place=(0,))
 
 
+def expansion_onto(case: expand_cases.Case) -> KernelCall:
+    """With a residual, low behind y, as a step without dropout calls it."""
+    slots, out, rank = sum(count for _, count in case.tiles), sum(case.widths), len(case.owner) * RANK_UNIT
+    arguments = (
+        *(shaped((slots, out + len(case.widths) * rank), case.dtype), shaped((case.layers, rank, out), case.dtype)),
+        *(SCALAR, words(slots), words(len(case.owner)), floats(max(case.owner) + 1), shaped((slots, out), case.dtype)),
+    )
+
+    def expand(y, b, layer, indices, owner, scale, residual):
+        adapters = indices, owner, scale
+        options = dict(widths=case.widths, residual=residual, implementation=IMPLEMENTATION)
+        return lora_expand(y, None, b, layer, *adapters, **options)
+
+    return KernelCall(f"expand onto a residual {case.name}", expand, arguments)
+
+
 def gated_expansion(case: gated_cases.Case, low_behind: bool = True) -> KernelCall:
     """With low behind y, as a step without dropout calls it, or of its own in float32."""
     slots, out, rank = sum(count for _, count in case.tiles), 2 * case.width, len(case.owner) * RANK_UNIT
@@ -159,6 +175,7 @@ CALLS = (
     *map(page_writes, write_cases.LARGE_PAGES),
     *map(part_writes, write_cases.LARGE_PARTS),
     *map(expansion, expand_cases.LARGE),
+    *(expansion_onto(case) for case in expand_cases.LARGE if case.name.startswith("down")),
     *map(gated_expansion, gated_cases.LARGE),
     *(gated_expansion(case, low_behind=False) for case in gated_cases.LARGE),
     *map(lora_gradients, lora_cases.LARGE),

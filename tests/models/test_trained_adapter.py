@@ -82,6 +82,28 @@ def test_the_trained_adapter_rounds_as_the_served_one():
         np.testing.assert_array_equal(one.astype(jnp.float32), two.astype(jnp.float32))
 
 
+def test_onto_a_residual_the_trained_adapter_rounds_as_the_served_one():
+    """To the bit in bfloat16: mid, which a backward unit makes again; also of slots that no adapter serves."""
+    random = np.random.default_rng(1)
+    x, a, b, y, residual = (
+        random.standard_normal(shape).astype(np.float32) for shape in [(20, 64), (64, 8), (8, 48), (20, 48), (20, 48)]
+    )
+    x, y, residual = jnp.bfloat16(x), jnp.bfloat16(y), jnp.bfloat16(residual)
+    trained = TrainedAdapter({"o_proj": a}, {"o_proj": b}, jnp.float32(0.7), "reference")
+    indices = jnp.ones(20, jnp.int32).at[:5].set(0)
+    served = ResidentAdapters(
+        *({"o": jnp.bfloat16(b)[None]}, jnp.int32(0), indices, {"o": jnp.int32([1])}, jnp.float32([0, 0.7])),
+        *("reference", {"o": None}),
+    )
+    joined = jnp.concatenate([y, x @ jnp.bfloat16(a)], axis=1)
+    got, plain = served.onto("o", x, joined, residual), no_adapter.onto("o", x, y, residual)
+    expected = jnp.where(indices[:, None] > 0, trained.onto("o", x, y, residual), plain)
+    assert got.dtype == plain.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(got.astype(jnp.float32), expected.astype(jnp.float32))
+    np.testing.assert_array_equal(plain.astype(jnp.float32), (residual + y).astype(jnp.float32))
+    assert np.abs((got - plain).astype(jnp.float32))[5:].max() > 1
+
+
 def test_a_module_left_out_of_the_product():
     """Its output has no columns; the other's is what the whole product gives, to the bit."""
     random = np.random.default_rng(3)

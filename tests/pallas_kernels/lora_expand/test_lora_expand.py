@@ -11,7 +11,7 @@ from pallas_kernels import lora_expand
 from pallas_kernels.lora_expand import kernel
 from pallas_kernels.lora_expand.api import plan_lora_expand
 from pallas_kernels.lora_expand.cases import SMALL, TILED
-from pallas_kernels.lora_expand.tiling import Tiling
+from pallas_kernels.lora_expand.tiling import MAX_RANK, Tiling, tiling_for
 from pallas_kernels.mosaic import INTERPRETER
 
 KERNEL = pytest.mark.parametrize(
@@ -83,13 +83,38 @@ def test_low_may_lie_behind_y(case, implementation, no_races):
 
 
 @pytest.mark.parametrize(
+    "implementation", ["reference", "mosaic_gpu_interpreted", pytest.param("mosaic_gpu", marks=pytest.mark.gpu)]
+)
+@pytest.mark.parametrize("behind", [False, True], ids=["low apart", "low behind y"])
+@pytest.mark.parametrize("case", TILED, ids=lambda case: case.name)
+def test_a_residual_is_added_to_every_slot(case, behind, implementation, no_races):
+    """To the bits that the result without one has, and once more rounded; y itself stays as it was."""
+    arguments = case.make(seed=7)
+    residual = np.random.default_rng(8).standard_normal(arguments["y"].shape).astype(arguments["y"].dtype)
+    if behind:
+        low = arguments["low"].astype(arguments["y"].dtype)
+        arguments |= {"y": np.concatenate([arguments["y"], low], axis=1), "low": None}
+    y = arguments["y"].copy()
+    result = np.asarray(run(arguments | {"residual": residual}, implementation))
+    alone = np.asarray(run(arguments, implementation))[:, : residual.shape[1]]
+    expected = (residual.astype(np.float32) + alone.astype(np.float32)).astype(residual.dtype)
+    assert result.dtype == residual.dtype
+    np.testing.assert_array_equal(result, expected)
+    np.testing.assert_array_equal(arguments["y"], y)
+
+
+@pytest.mark.parametrize(
     "interpret", [pytest.param(INTERPRETER, id="interpreted"), pytest.param(None, marks=pytest.mark.gpu, id="gpu")]
 )
 @pytest.mark.parametrize("name", ["an odd row before tiles", "more pieces than are in flight"])
 def test_a_thread_block_may_have_many_items(name, interpret, no_races):
     arguments = CASES[name].make(seed=2)
     tiling = Tiling(columns=64, ring=2, blocks=1, stages=2)
-    assert_right(kernel.lora_expand(**arguments, tiling=tiling, interpret=interpret), arguments)
+    result = kernel.lora_expand(**arguments, tiling=tiling, interpret=interpret)
+    assert_right(result, arguments)
+    residual = -arguments["y"]
+    onto = kernel.lora_expand(**arguments, residual=residual, tiling=tiling, interpret=interpret)
+    np.testing.assert_array_equal(onto, jnp.asarray(residual) + result)
 
 
 @pytest.mark.parametrize(
@@ -191,6 +216,7 @@ def test_behind_products_in_a_scan(slots, implementation, no_races):
         ({"indices": np.zeros(3, np.int32)}, r"indices has shape \(3,\); the other arguments need \(4,\)"),
         ({"widths": (16, 8)}, r"widths \(16, 8\) add up to 24; y has 32 columns"),
         ({"low": None}, r"y with low behind it has shape \(4, 32\); the other arguments need \(4, 104\)"),
+        ({"residual": np.zeros((4, 16), np.float32)}, r"residual has shape \(4, 16\); the other argu.* \(4, 32\)"),
         ({"implementation": "fast"}, "lora_expand: no implementation 'fast'; it has mosaic_gpu"),
         ({"implementation": "mosaic_gpu"}, "y is float32; the kernel takes bfloat16 and float16"),
     ],
@@ -204,6 +230,7 @@ def test_arguments_that_do_not_fit_are_refused(change, message):
     ("change", "message"),
     [
         ({"b": jnp.zeros((2, 8, 64), jnp.float16)}, "b is float16, y is bfloat16"),
+        ({"residual": jnp.zeros((1, 64), jnp.float32)}, "residual is float32, y is bfloat16; the kernel takes"),
         ({"widths": (32, 32)}, r"widths \(32, 32\) are not all multiples of 64"),
         ({"low": jnp.zeros((1, 8), jnp.float16)}, "low is float16, y is bfloat16; the kernel takes y's dtype or fl"),
     ],
@@ -222,3 +249,11 @@ def test_ranks_that_do_not_fit_into_shared_memory_are_refused():
     arguments["owner"] = np.zeros(129, np.int32)
     with pytest.raises(ValueError, match="rank axis of 1032 columns; the kernel takes up to 1024"):
         lora_expand(**arguments, implementation="mosaic_gpu")
+
+
+@pytest.mark.parametrize("rank", [8, 128, 512, MAX_RANK])
+def test_every_rank_has_a_tiling_with_a_residual(rank):
+    """As many tiles of the residual as of y beside B: in narrower items, or fewer at a time."""
+    alone, beside = (tiling_for(2112, rank, (4096,), residual) for residual in (False, True))
+    assert beside.stages == alone.stages
+    assert beside.columns * beside.blocks <= alone.columns * alone.blocks
