@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from flexjax.bench.coserve_results import STOPPED
 from flexjax.bench.page import fill, number, origin, table
 from flexjax.bench.plots import plot_rates
 
@@ -143,10 +144,16 @@ def share(value: float | None) -> str:
 
 def run_table(runs: Iterable[Mapping]) -> str:
     rows = [
-        [run["setup"], run["workload"], run["policy"], *(share(run["metrics"].get(name)) for name in COLUMNS.values())]
+        [run["setup"], run["workload"], policy_of(run), *(share(run["metrics"].get(name)) for name in COLUMNS.values())]
         for run in sorted(runs, key=lambda run: (run["setup"], run["workload"], run["policy"]))
     ]
     return table(" | ".join(["set-up", "workload", "policy", *COLUMNS]), rows) if rows else NOTHING
+
+
+def policy_of(run: Mapping) -> str:
+    """With a word where the run was stopped before all were answered."""
+    stopped = any(note.startswith(STOPPED) for note in run.get("notes", ()))
+    return f"{run['policy']} (stopped)" if stopped else run["policy"]
 
 
 def alternative_table(runs: Iterable[Mapping]) -> str:

@@ -27,7 +27,7 @@ from flexjax.bench.coserve_metrics import (
 )
 from flexjax.bench.coserve_plan import ALONE as ALONE_POLICY
 from flexjax.bench.coserve_plan import INFERENCE, JOB, PARTITION, CoservePlan, read_coserve_plan
-from flexjax.bench.coserve_results import REFUSED, divided_line, missing_lines, ratios
+from flexjax.bench.coserve_results import REFUSED, STOPPED, divided_line, missing_lines, ratios
 from flexjax.bench.coserve_run import Outcome
 from flexjax.bench.coserve_session import CoserveSession, session
 from flexjax.bench.coserve_timeline import timeline
@@ -46,21 +46,19 @@ def run_coserve_bench(
 
     Args:
         config_path: TOML with [bench] (`CoservePlan`) and [engine] tables.
-        what: "run" replays the trace under the policy; "capacity" searches for the rate that inference alone holds;
-            "alone" lets finetuning have the engine to itself; "divide" measures nothing and divides the runs in
+        what: "run" replays the trace under the policy; "capacity" searches for the rate that the policy holds without a
+            job; "alone" lets finetuning have the engine to itself; "divide" measures nothing and divides the runs in
             ``out`` by the denominators there.
         traces: instead of the file's, names of workloads; with "run", one after another.
         overrides: fields of the plan; None leaves the file's.
 
     Raises:
-        ConfigError: the configuration, the workloads or earlier results cannot be used.
+        ConfigError: the configuration, the workloads or earlier results cannot be used, or the run was stopped before
+            there was anything to count.
     """
     read = [read_coserve_plan(config_path, workload=name, **overrides) for name in traces or (None,)]
     (plan, engine_table), plans, show = read[0], [each for each, _ in read], functools.partial(print, flush=True)
-    if len(plans) > 1 and (what != "run" or plan.policy in (PARTITION, ALONE_POLICY)):
-        raise ConfigError(f"--workload names {len(plans)} traces; several can only be replayed, not used otherwise")
-    if what == "divide" and traces:
-        raise ConfigError(f"--divide takes every run of the set-up; --workload names {', '.join(traces)}: leave it out")
+    check_asked(plans, what, traces)
     if what == "divide":
         files = divide_runs(plan.setup, workloads, out, show)
     elif plan.policy == PARTITION:
@@ -72,6 +70,17 @@ def run_coserve_bench(
     for file in files:
         show(f"\n{file}")
     return 0
+
+
+def check_asked(plans: Sequence[CoservePlan], what: str, traces: Sequence[str]) -> None:
+    """Raises ConfigError for what does not go together."""
+    plan = plans[0]
+    if len(plans) > 1 and (what != "run" or plan.policy in (PARTITION, ALONE_POLICY)):
+        raise ConfigError(f"--workload names {len(plans)} traces; several can only be replayed, not used otherwise")
+    if what == "divide" and traces:
+        raise ConfigError(f"--divide takes every run of the set-up; --workload names {', '.join(traces)}: leave it out")
+    if what == "capacity" and plan.policy in (PARTITION, ALONE_POLICY):
+        raise ConfigError(f"--capacity tries policies that serve, not {plan.policy!r}; choose one with --policy")
 
 
 def measure(
@@ -109,8 +118,9 @@ def measure_runs(setups: Sequence[CoserveSetup], out: Path, show: Show) -> list[
         for setup in setups:
             files.append(measure_run(opened.of(setup), stopped))
             if stopped.is_set():
-                show(f"told to stop: {len(setups) - len(files)} further traces were not replayed")
                 break
+    if left := setups[len(files) :]:
+        show(f"{STOPPED}: not replayed are {', '.join(setup.trace.name for setup in left)}")
     return files
 
 
@@ -135,7 +145,9 @@ def measure_run(run: CoserveSession, stopped: threading.Event) -> Path:
     metrics |= bound_metrics(run)
     metrics |= ratios(trace.rate, tokens, metrics["bound_finetune_tokens_per_s"], found)
     file = run.results.run_file(trace, plan.policy)
-    notes = missing_lines(found, run.results.facts["commit"])
+    notes = missing_lines(found, run.results.facts["commit"], plan.alone_setup)
+    if stopped.is_set() and metrics["unfinished"]:
+        notes.append(f"{STOPPED}: {metrics['unfinished']:.0f} requests that had not been answered count as missed")
     if outcome.refusal is not None:
         notes.append(f"{REFUSED}, the first because: {outcome.refusal}")
     run.results.write(

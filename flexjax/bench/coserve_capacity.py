@@ -43,7 +43,11 @@ def lowest_failed(trials: Iterable[Trial]) -> float:
 
 
 def next_rate(trials: Sequence[Trial], first: float, precision: float) -> float | None:
-    """What to try next; None if the search has ended. Begun where the capacity is, it ends after two trials."""
+    """What to try next; None if the search has ended. Begun where the capacity is, it ends after two trials.
+
+    Args:
+        first: rate at which a search begins that has no trials yet.
+    """
     held, failed = highest_held(trials), lowest_failed(trials)
     if not trials:
         return first
@@ -51,7 +55,7 @@ def next_rate(trials: Sequence[Trial], first: float, precision: float) -> float 
     if math.isinf(failed):
         return held * growth
     if not held:
-        return failed / growth if failed > first / HOPELESS else None
+        return failed / growth if failed > trials[0].rate / HOPELESS else None
     return math.sqrt(held * failed) if failed / held > precision else None
 
 

@@ -9,6 +9,7 @@ from flexjax.bench.coserve_plan import PARTITION, CoservePlan
 from flexjax.bench.coserve_results import (
     RATIOS,
     REFUSED,
+    STOPPED,
     Denominator,
     ResultFolder,
     divided_line,
@@ -54,12 +55,12 @@ def divided(run: Mapping[str, Any], found: Mapping[str, Denominator]) -> dict[st
     """Results of a run with these denominators instead of those it had."""
     kept = {name: value for name, value in run["metrics"].items() if name not in RATIOS}
     figures = (kept.get(name) for name in ("requests_per_s", "finetune_tokens_per_s", "bound_finetune_tokens_per_s"))
-    refused = [note for note in run["notes"] if note.startswith(REFUSED)]
+    own = [note for note in run["notes"] if note.startswith((REFUSED, STOPPED))]
     return {
         **run,
         "metrics": kept | ratios(*figures, found),
         "denominators": {name: asdict(each) for name, each in found.items()},
-        "notes": missing_lines(found, run["commit"]) + refused,
+        "notes": missing_lines(found, run["commit"], run["plan"].get("alone_setup")) + own,
     }
 
 

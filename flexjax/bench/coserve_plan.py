@@ -127,6 +127,8 @@ class CoservePlan:
         check_range(self, "trained_share", 0.0, 1.0, open_low=True)
         check_range(self, "capacity_precision", 1.0, open_low=True)
         self._check_names()
+        if self.alone_setup == self.setup:
+            raise ConfigError(f"alone_setup is {self.setup!r}, this set-up itself; leave it out")
 
     def _check_jobs(self) -> None:
         for name, own in self.more_jobs.items():

@@ -14,8 +14,8 @@ from flexjax.fields import ConfigError
 CAPACITY, ALONE = "capacity_requests_per_s", "alone_finetune_tokens_per_s"
 RATIOS = ("finetune_kept", "efficiency", "bound_efficiency")
 
-REFUSED = "requests were refused"
-"""How the note begins that says so."""
+REFUSED, STOPPED = "requests were refused", "told to stop"
+"""How the notes begin that say so."""
 
 DECIDES = {
     CAPACITY: ("objective", "objective_ms", "ttft_objective_ms", "adapters", "rank"),
@@ -134,9 +134,14 @@ def divided_line(found: Denominator) -> str:
     return f"divided by {found.metric} {found.value:,.4g} of {found.file}"
 
 
-def missing_lines(found: Mapping[str, Denominator], commit: str | None) -> list[str]:
-    """What stands in the way of a ratio, or in doubt, in words."""
-    how = {CAPACITY: ("efficiency", "--capacity"), ALONE: ("finetune_kept and efficiency", "--alone")}
+def missing_lines(found: Mapping[str, Denominator], commit: str | None, alone_setup: str | None = None) -> list[str]:
+    """What stands in the way of a ratio, or in doubt, in words.
+
+    Args:
+        commit: of the run; alone_setup: of its plan.
+    """
+    alone = "--alone" if alone_setup is None else f"--alone and the file of set-up {alone_setup!r}"
+    how = {CAPACITY: ("efficiency", "--capacity"), ALONE: ("finetune_kept and efficiency", alone)}
     lines = []
     for metric, (ratio, option) in how.items():
         if metric not in found:

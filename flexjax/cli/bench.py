@@ -65,7 +65,7 @@ def add_coserve_arguments(parser: argparse.ArgumentParser) -> None:
     overrides.add_argument("--policy", metavar="NAME", help=f"one of {', '.join(CHOICES)}")
     overrides.add_argument("--seconds", type=float, metavar="S", help="only the beginning of the trace")
     overrides.add_argument("--leave-out-every", type=int, metavar="N", help="leave every N-th row of the trace out")
-    overrides.add_argument("--capacity-from", type=float, metavar="R", help="requests/s, first tried by --capacity")
+    overrides.add_argument("--capacity-from", type=float, metavar="R", help="requests/s where a search begins")
     overrides.add_argument("--capacity-seconds", type=float, metavar="S", help="of the trace in a trial of --capacity")
     overrides.add_argument("--count-from", type=float, metavar="S", help="seconds from which rates are counted")
 

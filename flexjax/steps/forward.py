@@ -135,7 +135,7 @@ def entry_of(stacked: jax.Array, index: jax.Array, first: int, rows: int) -> jax
 
 
 def layer_forward(layer: DecoderLayer, dims, layout, kernels, adapter, pool, x, index, rotation, places, batch):
-    """One layer: stages, with attention between two writes of pages, the later one of what a tape keeps."""
+    """One layer: stages, with attention between two writes of pages, the later one if there is a tape."""
     flat = lambda heads: heads.reshape(layout.slots, -1)
     options = dict(first_row=layout.rows, row=pool.shape[-1], tp=dims.tp)
     q, k, v = layer.qkv_stage(x, rotation, adapter)
@@ -183,8 +183,8 @@ def write_final(pool, dims: Dimensions, x, places, first_row: int, kernels: Kern
             f"layer, but the model has {len(pool)} layers: it can be served but not finetuned"
         )
     values, pages = tape.padded(x, pool.shape[-1]), [final_pages(pool, dims, places, row) for row in range(rows)]
-    write = functools.partial(write_pages, first_row=first_row, implementation=kernels.page_write)
-    return write(as_one_layer(pool), 0, values, jnp.stack(pages, axis=1)).reshape(pool.shape)
+    options = dict(first_row=first_row, implementation=kernels.page_write)
+    return write_pages(as_one_layer(pool), 0, values, jnp.stack(pages, axis=1), **options).reshape(pool.shape)
 
 
 def final_pages(pool, dims: Dimensions, places: jax.Array, row: int) -> jax.Array:

@@ -101,8 +101,10 @@ def results(folder, name: str) -> dict:
 def test_a_trace_beside_a_job(folder, config, capsys):
     """First the denominators, which the run then names; a static partition follows from them."""
     out, path = folder / "results", config()
+    places = ("--workloads", str(folder), "--out", str(out))
     run = lambda what="run", **changed: run_coserve_bench(path, folder, out, what, **changed)
-    assert run("alone") == run("capacity", policy="inference_only") == run() == run(policy="static_partition") == 0
+    assert run("alone") == main(["bench", "coserve", path, "--capacity", *places]) == 0
+    assert run() == run(policy="static_partition") == 0
     found, alone, capacity = (
         results(folder, "even_r17_2s_co_serve"),
         results(folder, "alone"),
@@ -145,7 +147,7 @@ def check_ratios(found: dict, alone: dict, capacity: dict) -> None:
         **{CAPACITY: "coserve_tiny_even_capacity.json", ALONE: "coserve_tiny_alone.json"},
     }
     assert found["denominators"][ALONE]["commit"] == alone["commit"]
-    assert capacity["policy"] == "inference_only" and rate == max(each["rate"] for each in capacity["cases"])
+    assert capacity["policy"] == "co_serve" and rate == max(each["rate"] for each in capacity["cases"])
     assert metrics["bound_efficiency"] > 0 and not found["notes"]
 
 
@@ -200,6 +202,9 @@ def test_a_figure_of_finetuning_alone_is_shared_with_a_set_up_of_the_same_job(fo
     assert not ResultFolder(tmp_path, replace(plan, rank=8), facts).denominators(trace)
     assert main(["bench", "coserve", path, "--alone", "--workloads", str(folder), "--out", str(tmp_path)]) == 2
     assert "in set-up 'other' (alone_setup); measure it with that set-up's file" in capsys.readouterr().err
+    assert any("--alone and the file of set-up 'other'" in line for line in missing_lines({}, "abc", plan.alone_setup))
+    with pytest.raises(ConfigError, match="alone_setup is 'tiny', this set-up itself"):
+        replace(plan, alone_setup="tiny")
 
 
 def test_ratios_need_their_denominators():
@@ -343,6 +348,7 @@ def test_wrong_configurations(folder, config, tmp_path, bench, engine, message):
         (["--workloads", "{folder}", "--policy", "static_partition"], "coserve_tiny_even_capacity.json.*--capacity"),
         (["--alone", "--capacity"], "not allowed with"),
         (["--workload", "one", "two", "--alone"], "--workload names 2 traces"),
+        (["--workloads", "{folder}", "--capacity", "--policy", "finetune_only"], "not 'finetune_only'"),
     ],
 )
 def test_errors_of_the_command_line(folder, config, tmp_path, capsys, words, message):
@@ -390,10 +396,13 @@ def test_a_run_that_is_told_to_stop(folder, config, tmp_path, monkeypatch, capsy
         assert not list(tmp_path.glob("results/*"))
     else:
         assert run() == 0
-        metrics = results(tmp_path, "long_r17_2s_inference_only")["metrics"]
+        found = results(tmp_path, "long_r17_2s_inference_only")
+        metrics = found["metrics"]
         assert metrics["requests"] == 40 and metrics["unfinished"] > 0
         assert metrics["attainment"] == pytest.approx(1 - metrics["unfinished"] / 40)
-        assert "told to stop: 1 further traces were not replayed" in capsys.readouterr().out
+        (note,) = (each for each in found["notes"] if each.startswith("told to stop"))
+        assert f"{metrics['unfinished']:.0f} requests that had not been answered" in note
+        assert "told to stop: not replayed are even_r17_2s" in capsys.readouterr().out
         assert not (tmp_path / "results" / "coserve_tiny_even_r17_2s_inference_only.json").exists()
     assert signal.getsignal(signal.SIGTERM) is told
 
@@ -436,7 +445,11 @@ def test_runs_are_divided_by_denominators_that_came_later(folder, config, tmp_pa
     figures = {"requests_per_s": 10.0, "finetune_tokens_per_s": 800.0, "bound_finetune_tokens_per_s": 1500.0}
     had = {name: vars(Denominator(name, value, "gone.json", "abc")) for name, value in ((ALONE, 7.0), (CAPACITY, 40.0))}
     of_run = {"workload": trace.name, "policy": "co_serve", "denominators": had}
-    stale = ["no efficiency: because", "requests were refused, the first because: it was too long"]
+    stale = [
+        "no efficiency: because",
+        "told to stop: 2 requests that had not been answered count as missed",
+        "requests were refused, the first because: it was too long",
+    ]
     out.write(out.run_file(trace, "co_serve"), figures | {"finetune_kept": 7.0}, **of_run, notes=stale)
     replace(out, facts=facts | {"commit": "def"}).write(out.alone_file, {ALONE: 1000.0})
     other = {**of_run, "policy": "static_partition"}
@@ -447,7 +460,7 @@ def test_runs_are_divided_by_denominators_that_came_later(folder, config, tmp_pa
     assert found["metrics"] == figures | ratios_now
     now = vars(Denominator(ALONE, 1000.0, out.alone_file.name, "def"))
     assert found["denominators"] == {ALONE: now, CAPACITY: had[CAPACITY]}
-    assert found["notes"] == [f"{ALONE} is of commit def, this run of abc", stale[1]]
+    assert found["notes"] == [f"{ALONE} is of commit def, this run of abc", *stale[1:]]
     assert json.loads(out.run_file(trace, "static_partition").read_text())["metrics"] == {"efficiency": 0.5}
     assert "divided by alone_finetune_tokens_per_s 1,000" in capsys.readouterr().out
 

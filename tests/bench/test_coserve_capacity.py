@@ -50,6 +50,8 @@ def test_a_search_in_vain_ends():
 def test_a_search_goes_on_from_earlier_trials():
     whole = searched(lambda rate: rate <= 17.0, 10.0, 1.1)
     assert next_rate(whole[:3], 10.0, 1.1) == whole[3].rate and next_rate(whole, 10.0, 1.1) is None
+    assert next_rate(whole[:3], 900.0, 1.1) == whole[3].rate
+    assert next_rate([Trial(10.0, False), Trial(2.0, False)], 900.0, 1.1) == pytest.approx(2.0 / 1.1**2)
 
 
 def test_a_rate_that_holds_above_one_that_failed_does_not_count():

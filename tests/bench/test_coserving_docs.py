@@ -72,6 +72,12 @@ def test_every_run_has_a_row_and_a_denominator_names_its_users():
     assert capacity[2:] == ["31.5", "inference_only", "0123456789", ""]
 
 
+def test_a_run_that_was_stopped_says_so():
+    found = run("sharegpt_r5_240s") | {"notes": ["told to stop: 3 requests that had not been answered count as missed"]}
+    (row,) = rows_of(tables({"1": found})["runs"], "sharegpt_r5_240s")
+    assert row[2] == "co_serve (stopped)"
+
+
 def test_an_alternative_stands_beside_co_serving_over_the_same_requests():
     mine, theirs = (
         run("sharegpt_r5_240s", finetune_tokens_per_s=12_000.0),
