@@ -11,7 +11,15 @@ import jax.numpy as jnp
 from flexjax.layout import PAGE_TOKENS, SlotLayout
 from flexjax.models.decoder import DecoderLayer
 from flexjax.steps.kernels import Kernels
-from pallas_kernels import Pages, Rows, paged_attention, plan_paged_attention, write_parts
+from pallas_kernels import (
+    Pages,
+    Rows,
+    Sequences,
+    mixed_paged_attention,
+    paged_attention,
+    plan_paged_attention,
+    write_parts,
+)
 
 
 def token_positions(batch: SimpleNamespace, layout: SlotLayout) -> jax.Array:
@@ -71,18 +79,11 @@ def write_keys_values(pool, layer, places: Places, k, v, kept: list[Pages], kern
 
 def attend(layer: DecoderLayer, q, pool, index, batch, places: Places, layout: SlotLayout, kernels: Kernels):
     """q [slots, Hq, D] against the pages of each row or tile -> (attention [slots, Hq, D], log-sum-exp [slots, Hq])."""
-    heads, width = q.shape[1:]
-    options = dict(kv_heads=layer.kv_heads, scale=width**-0.5, implementation=kernels.paged_attention)
-    rows, rows_lse = paged_attention(
-        q[: layout.rows, None], pool, index, batch.row_pages, *decode_queries(batch), plan=places.row_plan, **options
-    )
+    options = dict(kv_heads=layer.kv_heads, scale=q.shape[-1] ** -0.5, implementation=kernels.paged_attention)
+    rows = Sequences(batch.row_pages, *decode_queries(batch), places.row_plan)
     if not layout.chunk:
-        return rows[:, 0], rows_lse[:, 0]
-    queries = q[layout.rows :].reshape(layout.tiles, PAGE_TOKENS, heads, width)
-    tiles, tiles_lse = paged_attention(
-        *(queries, pool, index, batch.tile_pages, batch.tile_position, batch.tile_length),
-        plan=places.tile_plan,
-        **options,
-    )
-    out = jnp.concatenate([rows[:, 0], tiles.reshape(layout.chunk, heads, width)])
-    return out, jnp.concatenate([rows_lse[:, 0], tiles_lse.reshape(layout.chunk, heads)])
+        out, lse = paged_attention(q[:, None], pool, index, *rows[:3], plan=rows.plan, **options)
+        return out[:, 0], lse[:, 0]
+    tiles = Sequences(batch.tile_pages, batch.tile_position, batch.tile_length, places.tile_plan)
+    out, rows_lse, tiles_lse = mixed_paged_attention(q, pool, index, rows, tiles, **options)
+    return out, jnp.concatenate([rows_lse, tiles_lse.reshape(layout.chunk, -1)])

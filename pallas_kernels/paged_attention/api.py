@@ -1,4 +1,4 @@
-"""``paged_attention`` as callers use it: arguments checked, implementation named, and the plan of a step."""
+"""Paged attention as callers use it: arguments checked, implementation named, and the plan of a step."""
 
 import functools
 from types import MappingProxyType
@@ -6,6 +6,7 @@ from types import MappingProxyType
 from pallas_kernels.implementations import choose
 from pallas_kernels.mosaic import INTERPRETER
 from pallas_kernels.paged_attention import kernel, reference
+from pallas_kernels.paged_attention.mixed import Sequences, apart
 
 
 def _reference(*arrays, plan, **options):
@@ -18,6 +19,14 @@ IMPLEMENTATIONS = MappingProxyType(
         "reference": _reference,
         "mosaic_gpu": kernel.paged_attention,
         "mosaic_gpu_interpreted": functools.partial(kernel.paged_attention, interpret=INTERPRETER),
+    }
+)
+
+MIXED = MappingProxyType(
+    {
+        "reference": functools.partial(apart, _reference),
+        "mosaic_gpu": kernel.mixed_paged_attention,
+        "mosaic_gpu_interpreted": functools.partial(kernel.mixed_paged_attention, interpret=INTERPRETER),
     }
 )
 
@@ -100,13 +109,56 @@ def paged_attention(
         ValueError: shapes that do not fit together or that the implementation does not take, or an unknown
             implementation.
     """
-    _check(q, pool, tables, positions, lengths, kv_heads)
+    _check_heads(q, pool, kv_heads)
+    _check_tiles(len(q), tables, positions, lengths)
     run = choose("paged_attention", IMPLEMENTATIONS, implementation)
     return run(q, pool, layer, tables, positions, lengths, kv_heads=kv_heads, scale=scale, plan=plan)
 
 
-def _check(q, pool, tables, positions, lengths, kv_heads):
-    tiles, _, heads, head_size = q.shape
+def mixed_paged_attention(
+    q,
+    pool,
+    layer,
+    rows: Sequences,
+    tiles: Sequences,
+    *,
+    kv_heads: int,
+    scale: float,
+    implementation: str = "reference",
+):
+    """``paged_attention`` of decode rows and of the tiles behind them, one after the other on an axis of slots.
+
+    Args:
+        q: [rows + tiles * queries, query_heads, head_size]; one query a row.
+        pool, layer, kv_heads, scale: as for ``paged_attention``.
+        rows, tiles: what their queries attend to; at least one of each.
+        implementation: as for ``paged_attention``; "mosaic_gpu" copies q and out unless the tiles, of 64 queries, begin
+            behind a multiple of 8 rows.
+
+    Returns:
+        out: like q. lse of the rows: [rows, query_heads] float32; of the tiles: [tiles, queries, query_heads] float32.
+        As ``paged_attention`` has them.
+
+    Raises:
+        ValueError: as ``paged_attention``, and slots that are not as many for every tile.
+    """
+    _check_heads(q, pool, kv_heads)
+    _check_slots(len(q), len(rows.lengths), len(tiles.lengths))
+    for part in rows, tiles:
+        _check_tiles(len(part.lengths), *part[:3])
+    run = choose("mixed_paged_attention", MIXED, implementation)
+    return run(q, pool, layer, rows, tiles, kv_heads=kv_heads, scale=scale)
+
+
+def _check_slots(slots: int, rows: int, tiles: int):
+    if not rows or not tiles or slots <= rows or (slots - rows) % tiles:
+        raise ValueError(
+            f"mixed_paged_attention: {slots} slots are not {rows} rows and as many queries for each of {tiles} tiles"
+        )
+
+
+def _check_heads(q, pool, kv_heads):
+    heads, head_size = q.shape[-2:]
     if heads % kv_heads:
         raise ValueError(f"paged_attention: {heads} query heads are not a multiple of {kv_heads} K/V heads")
     if pool.shape[-1] != 2 * kv_heads * head_size:
@@ -114,6 +166,9 @@ def _check(q, pool, tables, positions, lengths, kv_heads):
             f"paged_attention: rows of the pool have {pool.shape[-1]} values; K and V of {kv_heads} heads of "
             f"{head_size} need {2 * kv_heads * head_size}"
         )
+
+
+def _check_tiles(tiles: int, tables, positions, lengths):
     for name, array in (("tables", tables), ("positions", positions), ("lengths", lengths)):
         if array.shape[0] != tiles:
             raise ValueError(f"paged_attention: {name} has {array.shape[0]} entries for {tiles} tiles")

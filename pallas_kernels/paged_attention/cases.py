@@ -1,10 +1,11 @@
 """Named cases of paged attention: real shapes for benchmarks and tuning, small ones for tests."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pallas_kernels.model_shapes import LLAMA_3_1_8B, QWEN_2_5_7B, SMOLLM2_135M, STORIES_260K, ModelShape
+from pallas_kernels.paged_attention.mixed import Sequences
 from pallas_kernels.random_values import normal
 
 PAGE = 64
@@ -74,6 +75,37 @@ class Case:
         return np.broadcast_to(tables, (len(self.positions), self.pages_per_sequence)), owned
 
 
+@dataclass(frozen=True)
+class MixedCase:
+    """Rows and tiles of one call, with the same heads and dtype."""
+
+    rows: Case
+    tiles: Case
+
+    @property
+    def name(self) -> str:
+        return f"{self.rows.name} with {self.tiles.name}"
+
+    def make_apart(self, seed: int) -> tuple[dict, dict]:
+        """Keyword arguments of ``paged_attention`` for the rows and for the tiles, with one pool."""
+        rows, tiles = self.rows.make(seed), self.tiles.make(seed + 1)
+        tiles["tables"] = tiles["tables"] + rows["pool"].shape[1]
+        rows["pool"] = tiles["pool"] = np.concatenate([rows["pool"], tiles["pool"]], axis=1)
+        return rows, tiles
+
+    def make(self, seed: int) -> dict:
+        """Keyword arguments of ``mixed_paged_attention``."""
+        return joined(*self.make_apart(seed))
+
+
+def joined(rows: dict, tiles: dict) -> dict:
+    """Of two calls of ``paged_attention`` with one pool, the keyword arguments of a mixed one."""
+    q = np.concatenate([each["q"].reshape(-1, *each["q"].shape[2:]) for each in (rows, tiles)])
+    sequences = (Sequences(each["tables"], each["positions"], each["lengths"]) for each in (rows, tiles))
+    shared = {name: rows[name] for name in ("pool", "layer", "kv_heads", "scale")}
+    return {"q": q, **dict(zip(("rows", "tiles"), sequences, strict=True)), **shared}
+
+
 def decode(model: ModelShape, rows: int, context: int, **options) -> Case:
     """``rows`` sequences of ``context`` tokens, each computing its last token."""
     name = f"decode {model.name} {rows} x {context}"
@@ -104,6 +136,8 @@ LARGE = (
 )
 """Shapes worth timing."""
 
+LARGE_MIXED = (MixedCase(decode(LLAMA_3_1_8B, 64, 2048), chunk(LLAMA_3_1_8B, 2048, 2048)),)
+
 EDGES = (0, 62, 63, 64, 127, 128, 255)
 """Positions around the borders of pages."""
 
@@ -122,3 +156,5 @@ SMALL = (
     Case("one page in the table", 4, 4, 8, 1, (0, 63), (1, 1), 1, dtype="float32"),
 )
 """Edges of the specification, cheap on a CPU."""
+
+SMALL_MIXED = (MixedCase(SMALL[0], replace(SMALL[1], dtype="bfloat16")),)

@@ -7,6 +7,7 @@ load of K and V. Blocks of keys are taken from the last to the first, so that th
 
 import functools
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels.mosaic import whole
 from pallas_kernels.paged_attention.chunk_attend import Attend
 from pallas_kernels.paged_attention.chunk_tiling import PAGE, QUERIES, Items, Tiling, tiling_for
 
@@ -43,15 +45,25 @@ def plan_chunk(positions, lengths) -> ChunkPlan:
 
 
 def paged_attention_chunk(
-    q, pool, layer, tables, plan: ChunkPlan, *, kv_heads, scale, interpret=None, tiling: Tiling | None = None
+    q, pool, layer, tables, plan: ChunkPlan, *, kv_heads, scale, before=None, interpret=None, tiling=None
 ):
-    """See ``api.paged_attention``, for q of [tiles, 64, query_heads, 64 or 128] in a 16-bit dtype and scale > 0."""
-    tiles, _, heads, head_size = q.shape
+    """See ``api.paged_attention``, for the last tiles of q, [slots, query_heads, 64 or 128] in a 16-bit dtype, and
+    scale > 0.
+
+    Args:
+        before: like q, what it holds of the slots before the tiles, a multiple of 8; written in place. None if all
+            slots belong to tiles.
+
+    Returns:
+        out: like q. lse: [tiles, 64, query_heads] float32.
+    """
+    (slots, heads, head_size), tiles = q.shape, len(plan.contexts)
     tiling = tiling or tiling_for(heads // kv_heads)
-    items = Items(tiling, tiles, kv_heads, heads // kv_heads)
+    items = Items(tiling, tiles, slots - tiles * QUERIES, kv_heads, heads // kv_heads)
+    lse = jax.ShapeDtypeStruct((tiles, QUERIES, heads), jnp.float32)
     kernel = plgpu.kernel(
         functools.partial(_body, items=items, scale=scale, interpreted=interpret is not None),
-        out_type=(jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct(q.shape[:3], jnp.float32)),
+        out_type=(jax.ShapeDtypeStruct(q.shape, q.dtype), lse) if before is None else lse,
         scratch_types=_scratch(tiling, head_size, q.dtype),
         grid=(min(items.count, 2 if interpret else tiling.thread_blocks),),
         grid_names=("block",),
@@ -61,7 +73,13 @@ def paged_attention_chunk(
         interpret=interpret,
         kernel_name="paged_attention_chunk",
     )
-    return kernel(q, pool, jnp.reshape(layer, 1), tables, *plan)
+    layer = jnp.reshape(layer, 1)
+    if before is None:
+        return kernel(q, pool, layer, tables, *plan)
+    q, layer, tables, *plan = whole(q, layer, tables, *plan)
+    out = jax.new_ref(before)
+    lse = kernel(q, pool, layer, tables, *plan, out)
+    return jax.freeze(out), lse
 
 
 def _scratch(tiling: Tiling, head_size: int, dtype) -> dict:
@@ -88,7 +106,7 @@ def _scratch(tiling: Tiling, head_size: int, dtype) -> dict:
 
 
 def _body(q, pool, layer, tables, positions, contexts, order, out, lse, *, items, scale, interpreted, **scratch):
-    items = Items(items.tiling, items.tiles, items.kv_heads, items.group, positions, contexts, order)
+    items = replace(items, positions=positions, contexts=contexts, order=order)
     warpgroup = lax.axis_index("warpgroup")
 
     @pl.when(warpgroup == items.tiling.heads)
@@ -110,7 +128,7 @@ def _load_items(items, q, pool, layer, tables, scratch):
         pl.when(step > 0)(lambda: plgpu.barrier_wait(scratch["q_read"]))
         for i in range(tiling.heads):
             head = lax.min(item.first_head + i, item.kv_head * items.group + items.group - 1)
-            plgpu.copy_gmem_to_smem(q.at[item.tile, :, head], scratch["q_tile"].at[i], scratch["q_loaded"])
+            plgpu.copy_gmem_to_smem(q.at[item.slots, head], scratch["q_tile"].at[i], scratch["q_loaded"])
 
     def load_block(item, block, step, name, column):
         slot = lax.rem(step, tiling.stages)

@@ -181,7 +181,7 @@ class Attend:
 
         @pl.when(there)
         def _():
-            plgpu.copy_smem_to_gmem(tile, self.out.at[item.tile, :, head])
+            plgpu.copy_smem_to_gmem(tile, self.out.at[item.slots, head])
             lse = highest * math.log(2) + jnp.log(total)
             self.lse[item.tile, :, head] = jnp.where(row_iota() < length, lse, 0.0)
 

@@ -5,12 +5,16 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental import pallas as pl
 
 PAGE = 64
 """Keys in a page."""
 
 QUERIES = 64
 """Queries in a tile: the rows of one tensor-core product of a warpgroup."""
+
+ALIGNMENT = 8
+"""What the first slot of every tile must be a multiple of: shared memory is swizzled in groups of that many rows."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class Item(NamedTuple):
     """One work item: int32 scalars.
 
     Attributes:
+        slots: where the tile's queries stand, a slice.
         first_head: the first of its query heads; the last item of a group may have fewer heads than warpgroups.
         position: position of the tile's first query.
         context: keys that its last query sees; 0 for an inactive tile.
@@ -58,6 +63,7 @@ class Item(NamedTuple):
     """
 
     tile: Any
+    slots: Any
     kv_head: Any
     first_head: Any
     position: Any
@@ -71,12 +77,14 @@ class Items:
 
     Attributes:
         tiles, kv_heads, group: how many there are; a group is the query heads of one K/V head.
+        first_slot: of the first tile.
         positions, contexts: [tiles] int32 refs.
         order: [tiles] int32 ref, tiles in the order of falling context.
     """
 
     tiling: Tiling
     tiles: int
+    first_slot: int
     kv_heads: int
     group: int
     positions: Any = None
@@ -97,7 +105,8 @@ class Items:
         first_head = kv_head * self.group + lax.rem(index, self.per_kv_head) * self.tiling.heads
         context = self.contexts[tile]
         blocks = lax.div(context + (self.tiling.keys - 1), self.tiling.keys)
-        return Item(tile, kv_head, first_head, self.positions[tile], context, blocks)
+        slots = pl.ds(pl.multiple_of(self.first_slot + tile * QUERIES, ALIGNMENT), QUERIES)
+        return Item(tile, slots, kv_head, first_head, self.positions[tile], context, blocks)
 
     def for_each(self, run, start):
         """Folds ``run(item, carry)`` over the items of this thread block.

@@ -23,16 +23,20 @@ from pallas_kernels.paged_attention.tiling import GROUP, KEYS, LOWEST, ROWS, TIL
 
 @functools.partial(jax.jit, static_argnames=("kv_heads", "scale", "interpret", "tiling"))  # lowered once, not per layer
 def paged_attention_decode(q, pool, layer, tables, plan: Plan, *, kv_heads, scale, interpret=None, tiling=None):
-    """See ``api.paged_attention``, for q of [rows, 1, query_heads, 64 or 128] in a 16-bit dtype."""
-    rows, _, heads, head_size = q.shape
-    group, workers = heads // kv_heads, len(plan.work)
+    """See ``api.paged_attention``, for the first rows of q, [slots, query_heads, 64 or 128] in a 16-bit dtype.
+
+    Returns:
+        out: like q; what lies behind the rows is not written. lse: [rows, query_heads] float32.
+    """
+    slots, heads, head_size = q.shape
+    rows, group, workers = len(plan.contexts), heads // kv_heads, len(plan.work)
     tiling = tiling or TILINGS[head_size]
     values = functools.partial(jax.ShapeDtypeStruct, dtype=q.dtype)
     logarithms = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     kernel = plgpu.kernel(
         functools.partial(_body, tiling=tiling, scale=scale, interpreted=interpret is not None),
         out_type=(
-            values((rows, kv_heads, group, head_size)),
+            values((slots, kv_heads, group, head_size)),
             logarithms((rows, kv_heads, GROUP)),
             values((2, workers, 2, GROUP, head_size)),
             logarithms((2, workers, GROUP)),
@@ -47,11 +51,11 @@ def paged_attention_decode(q, pool, layer, tables, plan: Plan, *, kv_heads, scal
         kernel_name="paged_attention_decode",
     )
     q_of_heads, layer, tables, *work = whole(
-        q.reshape(rows, kv_heads, group, head_size), jnp.reshape(layer, 1), tables, *plan
+        q.reshape(slots, kv_heads, group, head_size), jnp.reshape(layer, 1), tables, *plan
     )
     results = kernel(q_of_heads, pool, layer, tables, *work)
     out, lse = merge(*results, plan.chains, interpret=interpret) if interpret else results[:2]
-    return out.reshape(q.shape), lse[..., :group].reshape(rows, 1, heads)
+    return out.reshape(q.shape), lse[..., :group].reshape(rows, heads)
 
 
 def _body(q, pool, layer, tables, *refs, tiling: Tiling, scale, interpreted, **scratch):
@@ -162,7 +166,7 @@ def _write(piece: Piece, place, out, lse, tile: Tile, results: Results):
 
 def _clear_inactive(contexts, tile: Tile, results: Results):
     """Zeros for the inactive rows; the thread blocks take turns."""
-    rows, kv_heads = results.out.shape[:2]
+    rows, kv_heads = results.lse.shape[:2]
     block, blocks = lax.axis_index("block"), lax.axis_size("block")
 
     def clear(turn, _):

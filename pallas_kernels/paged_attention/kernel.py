@@ -3,7 +3,9 @@
 import jax.numpy as jnp
 
 from pallas_kernels.paged_attention.chunk import ChunkPlan, paged_attention_chunk, plan_chunk
+from pallas_kernels.paged_attention.chunk_tiling import ALIGNMENT
 from pallas_kernels.paged_attention.decode import paged_attention_decode
+from pallas_kernels.paged_attention.mixed import Sequences, apart
 from pallas_kernels.paged_attention.plan import Plan, plan_decode
 from pallas_kernels.paged_attention.tiling import GROUP, INTERPRETED_MULTIPROCESSORS, KEYS, TILINGS, multiprocessors
 
@@ -22,21 +24,42 @@ def plan(positions, lengths, *, queries, query_heads, kv_heads, head_size, inter
 
 def paged_attention(q, pool, layer, tables, positions, lengths, *, kv_heads, scale, plan, interpret=None):
     """See ``api.paged_attention``."""
-    _, queries, query_heads, head_size = q.shape
-    _check_sizes(queries, query_heads, kv_heads, head_size)
+    tiles, queries, *heads = q.shape
+    sequences = Sequences(tables, positions, lengths, plan)
+    _check_sizes(queries, heads[0], kv_heads, heads[1])
+    run = _decode if queries == 1 else _chunk
+    slots = q.reshape(tiles * queries, *heads)
+    out, lse = run(slots, pool, layer, sequences, kv_heads=kv_heads, scale=scale, interpret=interpret)
+    return out.reshape(q.shape), lse.reshape(q.shape[:3])
+
+
+def mixed_paged_attention(q, pool, layer, rows, tiles, *, interpret=None, **options):
+    """See ``api.mixed_paged_attention``: the kernel of rows makes the result, that of tiles adds to it in place."""
+    slots, query_heads, head_size = q.shape
+    first = len(rows.lengths)
+    queries = (slots - first) // len(tiles.lengths)
+    if queries == 1 or first % ALIGNMENT:
+        return apart(paged_attention, q, pool, layer, rows, tiles, interpret=interpret, **options)
+    for each in 1, queries:
+        _check_sizes(each, query_heads, options["kv_heads"], head_size)
+    out, rows_lse = _decode(q, pool, layer, rows, interpret=interpret, **options)
+    out, tiles_lse = _chunk(q, pool, layer, tiles, before=out, interpret=interpret, **options)
+    return out, rows_lse, tiles_lse
+
+
+def _decode(q, pool, layer, rows: Sequences, *, kv_heads, scale, interpret):
     _check_values(q, pool)
+    sizes = {"query_heads": q.shape[1], "kv_heads": kv_heads, "head_size": q.shape[2]}
+    made = rows.plan or plan(rows.positions, rows.lengths, queries=1, interpret=interpret, **sizes)
     options = {"kv_heads": kv_heads, "scale": scale, "interpret": interpret}
-    if queries != 1:
-        _check_scale(scale)
-        return paged_attention_chunk(q, pool, layer, tables, plan or plan_chunk(positions, lengths), **options)
-    if plan is None:
-        sizes = {"query_heads": query_heads, "kv_heads": kv_heads, "head_size": head_size}
-        plan = _plan(positions, lengths, queries=1, interpret=interpret, **sizes)
-    return paged_attention_decode(q, pool, layer, tables, plan, **options)
+    return paged_attention_decode(q, pool, layer, rows.tables, made, **options)
 
 
-_plan = plan
-"""Under a name that the argument ``plan`` does not hide."""
+def _chunk(q, pool, layer, tiles: Sequences, *, scale, **options):
+    _check_values(q, pool)
+    _check_scale(scale)
+    made = tiles.plan or plan_chunk(tiles.positions, tiles.lengths)
+    return paged_attention_chunk(q, pool, layer, tiles.tables, made, scale=scale, **options)
 
 
 def _check_sizes(queries, query_heads, kv_heads, head_size):

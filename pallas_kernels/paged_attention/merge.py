@@ -25,7 +25,7 @@ class Results(NamedTuple):
     """Refs in global memory.
 
     Attributes:
-        out: [rows, kv_heads, group, head_size]; lse: [rows, kv_heads, 8] float32.
+        out: [at least rows, kv_heads, group, head_size]; lse: [rows, kv_heads, 8] float32.
         parts: [2, workers, 2, 8, head_size]; by place, of chains that begin in a worker, then of chains that go on in
             it; a part is the sum of its two halves. part_lse: [2, workers, 8] float32, to base 2.
     """

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import (
+    Sequences,
     gated_expand,
     grouped_lora_grad,
     lora_expand,
+    mixed_paged_attention,
     page_write,
     paged_attention,
     window_attention_grad,
@@ -67,6 +69,20 @@ def attention(case: attention_cases.Case) -> KernelCall:
     )
     options = dict(kv_heads=heads, scale=case.head_size**-0.5, implementation=IMPLEMENTATION)
     return KernelCall(case.name, functools.partial(paged_attention, **options), arguments)
+
+
+def mixed_attention(case: attention_cases.MixedCase) -> KernelCall:
+    """Without a copy of q or of the result, which are larger than what the temporaries may take."""
+    row_call, tile_call = attention(case.rows), attention(case.tiles)
+    q, pool, layer, *rows = row_call.arguments
+    slots = q.shape[0] + tile_call.arguments[0].shape[0] * PAGE
+    arguments = (shaped((slots, *q.shape[2:]), q.dtype), pool, layer, rows, tile_call.arguments[3:])
+    options = dict(kv_heads=case.rows.kv_heads, scale=case.rows.head_size**-0.5, implementation=IMPLEMENTATION)
+
+    def attend(q, pool, layer, rows, tiles):
+        return mixed_paged_attention(q, pool, layer, Sequences(*rows), Sequences(*tiles), **options)
+
+    return KernelCall(case.name, attend, arguments, temporaries=4e6)
 
 
 def window_grad(case: grad_cases.Case) -> KernelCall:
@@ -170,6 +186,7 @@ def lora_gradients(case: lora_cases.Case) -> KernelCall:
 
 CALLS = (
     *map(attention, attention_cases.LARGE),
+    *map(mixed_attention, attention_cases.LARGE_MIXED),
     *map(window_grad, grad_cases.LARGE),
     *map(row_write, write_cases.LARGE),
     *map(page_writes, write_cases.LARGE_PAGES),

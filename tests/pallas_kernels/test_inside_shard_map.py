@@ -18,6 +18,7 @@ from pallas_kernels.window_attention_grad import cases as window_attention_grad_
 
 CALLS = {
     "paged_attention": (paged_attention_cases.SMALL[1], {"q", "pool"}),
+    "mixed_paged_attention": (paged_attention_cases.SMALL_MIXED[0], {"q", "pool"}),
     "page_write": (page_write_cases.SMALL[0], {"pool", "rows"}),
     "window_attention_grad": (
         window_attention_grad_cases.SMALL[3],
