@@ -78,12 +78,13 @@ def write_keys_values(pool, layer, places: Places, k, v, kept: list[Pages], kern
 
 
 def attend(layer: DecoderLayer, q, pool, index, batch, places: Places, layout: SlotLayout, kernels: Kernels):
-    """q [slots, Hq, D] against the pages of each row or tile -> (attention [slots, Hq, D], log-sum-exp [slots, Hq])."""
+    """q [slots, Hq, D] against the pages of each row or tile -> (attention [slots, Hq, D], log-sum-exp [chunk, Hq] of
+    the tiles, None without a chunk part: a tape keeps it, and has none for rows)."""
     options = dict(kv_heads=layer.kv_heads, scale=q.shape[-1] ** -0.5, implementation=kernels.paged_attention)
     rows = Sequences(batch.row_pages, *decode_queries(batch), places.row_plan)
     if not layout.chunk:
-        out, lse = paged_attention(q[:, None], pool, index, *rows[:3], plan=rows.plan, **options)
-        return out[:, 0], lse[:, 0]
+        out, _ = paged_attention(q[:, None], pool, index, *rows[:3], plan=rows.plan, **options)
+        return out[:, 0], None
     tiles = Sequences(batch.tile_pages, batch.tile_position, batch.tile_length, places.tile_plan)
-    out, rows_lse, tiles_lse = mixed_paged_attention(q, pool, index, rows, tiles, **options)
-    return out, jnp.concatenate([rows_lse, tiles_lse.reshape(layout.chunk, -1)])
+    out, _, lse = mixed_paged_attention(q, pool, index, rows, tiles, **options)
+    return out, lse.reshape(layout.chunk, -1)

@@ -65,10 +65,11 @@ def forward(
     with jax.named_scope("layers"):
         x, pool, lse = run_layers(model, dims, layout, kernels, adapters, pool, model.embedded(tokens), batch)
     if layout.tape:
-        final = tape.local_part(x, "x", dims.tp)
+        final, first_row = tape.local_part(x, "x", dims.tp), layout.rows
         if lse is not None:
-            final = jnp.concatenate([final, tape.pack_lse(lse, final.dtype)], axis=-1)
-        pool = write_final(pool, dims, final, batch.final_place, layout.rows, kernels)
+            final = jnp.concatenate([final[first_row:], tape.pack_lse(lse, final.dtype)], axis=-1)
+            first_row = 0
+        pool = write_final(pool, dims, final, batch.final_place, first_row, kernels)
     with jax.named_scope("head"):
         logits = model.logits(x[jnp.maximum(batch.sample_slot, 0)])
         prompts = chunk_logprobs(model, x[layout.rows :], batch) if layout.prompt_logprobs else None
@@ -79,7 +80,7 @@ def forward(
 def run_layers(model: Decoder, dims, layout, kernels, adapters, pool, x, batch):
     """The loop over stacked layers; the pool rides in the carry, so that it is updated in place, and the number of the
     layer, so that XLA reads its weights where they lie: at any other index it copies them. Also returns every layer's
-    log-sum-exp, [layers, slots, Hq] float32, if it is kept behind the final hidden state."""
+    log-sum-exp, [layers, chunk, Hq] float32, if it is kept behind the final hidden state."""
     definition, stacked = model.layer_stack()
     rotation = rotation_of(token_positions(batch, layout), rotary_frequencies(model.config))
     places = places_of(batch, layout, model.layers, kernels)
@@ -147,8 +148,8 @@ def layer_forward(layer: DecoderLayer, dims, layout, kernels, adapter, pool, x, 
     mid = layer.output_stage(x, attention, adapter)
     h, gate_up = layer.gated_stage(mid, adapter)
     if layout.tape:
-        late = {"attention": flat(attention), "mid": mid, LSE: tape.pack_lse(lse[None], x.dtype)}
-        kept = tape.parts(places.tape, late, **options)
+        kept = tape.parts(places.tape, {"attention": flat(attention), "mid": mid}, **options)
+        kept += tape.parts(places.tape, {LSE: tape.pack_lse(lse[None], x.dtype)}, **options | {"first_row": 0})
         kept += tape.gate_up_parts(places.tape, gate_up, h.shape[1], **options)
         pool = write_parts(pool, index, kept, implementation=kernels.page_write)
     return layer.down_stage(mid, h, adapter), pool, lse
