@@ -29,8 +29,8 @@ def write_parts(pool, layer, parts: Sequence[Tiles], *, interpret=None):
     tilings = piece_tilings(parts, pool.shape[-1])
     shapes = sorted({tiling.staged for tiling in tilings})
     staged = [plgpu.SMEM(shape, pool.dtype) for shape in shapes]
-    one_place = interpret is None and len(staged) > 1  # the race detector would take blocks' pieces for one another
-    scratch = plgpu.RefUnion(*staged) if one_place else tuple(staged)
+    races = interpret is not None and interpret.detect_races  # they would be seen between blocks' pieces in one place
+    scratch = tuple(staged) if races or len(staged) == 1 else plgpu.RefUnion(*staged)
     run = plgpu.kernel(
         functools.partial(_body, parts, tilings, shapes),
         out_type=(),
