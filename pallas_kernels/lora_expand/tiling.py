@@ -14,9 +14,12 @@ MAX_RANK = 1024
 PROCESSORS = 132
 """Multiprocessors of an H100 or H200."""
 
-SHARED_BYTES = 216 * 1024
-"""Shared memory of a multiprocessor for B, y and low of its thread blocks; their slots, owners and barriers, and what
+SHARED_BYTES = 221 * 1024
+"""Shared memory of a multiprocessor for B, owners, y and low of its thread blocks; their slots and barriers, and what
 the system keeps of each, take the rest of its 228 KiB."""
+
+PLACED = 1024
+"""Bytes that every array in shared memory begins at a multiple of."""
 
 STAGES = 3
 """Tiles of y in shared memory: one comes, one is worked on, one goes."""
@@ -42,10 +45,11 @@ class Tiling:
 def tiling_for(slots: int, rank: int, widths: tuple[int, ...], residual: bool = False) -> Tiling:
     """Tiling for a call: two thread blocks on a multiprocessor if they fit, with as wide items as fit and divide."""
     piece = piece_columns(rank)
-    low_bytes = 4 * TILE * piece
+    high, low_bytes = -(-rank // piece) * piece, 4 * TILE * piece
+    owner_bytes = -(-4 * high // PLACED) * PLACED
     items = lambda columns: -(-slots // TILE) * (sum(widths) // columns)
     for columns, together in ((2 * PART, 2), (PART, 2), (PART, 1)):
-        used = 2 * columns * (-(-rank // piece) * piece + STAGES * TILE * (1 + residual))
+        used = 2 * columns * (high + STAGES * TILE * (1 + residual)) + owner_bytes
         ring = min((SHARED_BYTES // together - used) // low_bytes, 4)
         enough = columns == PART or items(columns) >= PROCESSORS
         if ring >= 2 and enough and math.gcd(columns, *widths) == columns:

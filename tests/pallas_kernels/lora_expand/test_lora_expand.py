@@ -1,17 +1,22 @@
 """The low-rank expansion against one small product per slot and module in float64."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import lora_expand
 from pallas_kernels.lora_expand import kernel
 from pallas_kernels.lora_expand.api import plan_lora_expand
 from pallas_kernels.lora_expand.cases import SMALL, TILED
-from pallas_kernels.lora_expand.tiling import MAX_RANK, Tiling, tiling_for
+from pallas_kernels.lora_expand.items import Shape
+from pallas_kernels.lora_expand.memory import shared_memory
+from pallas_kernels.lora_expand.plan import RANK_UNIT
+from pallas_kernels.lora_expand.tiling import MAX_RANK, PROCESSORS, Tiling, tiling_for
 from pallas_kernels.mosaic import INTERPRETER
 
 KERNEL = pytest.mark.parametrize(
@@ -251,9 +256,28 @@ def test_ranks_that_do_not_fit_into_shared_memory_are_refused():
         lora_expand(**arguments, implementation="mosaic_gpu")
 
 
+def shared_bytes(shape, low_dtype) -> int:
+    """Of a thread block: buffers each in whole KiB as Mosaic places them, 8 bytes a barrier, 1 KiB of the system."""
+    memory = shared_memory(shape, jnp.bfloat16, low_dtype).values()
+    barriers = sum(math.prod(each.num_barriers) for each in memory if isinstance(each, plgpu.Barrier))
+    buffers = [each for each in memory if not isinstance(each, plgpu.Barrier)]
+    sizes = (math.prod(each.shape) * jnp.dtype(each.dtype).itemsize for each in buffers)
+    return sum(-(-size // 1024) * 1024 for size in sizes) + 8 * barriers + 1024
+
+
+@pytest.mark.parametrize("residual", [False, True], ids=["alone", "with a residual"])
+@pytest.mark.parametrize("slots", [64, 2112])
+@pytest.mark.parametrize("low_dtype", ["float32", "bfloat16"])
+def test_every_rank_has_a_tiling_that_fits(low_dtype, slots, residual):
+    """As many thread blocks as it promises are together on a multiprocessor, whose shared memory is 228 KiB."""
+    for rank in range(RANK_UNIT, MAX_RANK + 1, RANK_UNIT):
+        tiling = tiling_for(slots, rank, (4096,), residual)
+        shape = Shape(slots, rank, (4096,), tiling, interpreted=False, residual=residual)
+        assert tiling.ring >= 2
+        assert tiling.blocks // PROCESSORS * shared_bytes(shape, low_dtype) <= 228 * 1024, (rank, tiling)
+
+
 @pytest.mark.parametrize("rank", [8, 128, 512, MAX_RANK])
-def test_every_rank_has_a_tiling_with_a_residual(rank):
-    """As many tiles of the residual as of y beside B: in narrower items, or fewer at a time."""
+def test_a_residual_makes_narrower_items_or_fewer_at_a_time(rank):
     alone, beside = (tiling_for(2112, rank, (4096,), residual) for residual in (False, True))
-    assert beside.stages == alone.stages
     assert beside.columns * beside.blocks <= alone.columns * alone.blocks
