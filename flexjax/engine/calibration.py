@@ -45,7 +45,8 @@ def filled(dims: Dimensions, layout: SlotLayout, rows: int, tiles: int) -> tuple
     pages; and the positions of all tiles.
 
     Rows have pages of their own as far as there are, as when they serve: pages that many read would come from the
-    device's cache. Tiles have theirs in common, as those of a prompt do.
+    device's cache. Tiles have theirs in common, as those of a prompt do. Both may write one page:
+    nobody needs what it holds.
     """
     packed, batch = host_batch(forward_fields(dims, layout))
     batch.row_position[:] = rows - 1

@@ -43,10 +43,11 @@ def lora_expand(
     tiling = tiling or tiling_for(slots, rank, widths, has_residual)
     low_after = 0 if low is not None else out
     shape = Shape(slots, rank, widths, tiling, interpret is not None, low_after, has_residual)
-    layer, given = jnp.reshape(jnp.asarray(layer, jnp.int32), 1), [each for each in (residual, low) if each is not None]
+    layer = jnp.reshape(jnp.asarray(layer, jnp.int32), 1)
+    given = [each for each in (residual, low) if each is not None]
     y, *arrays = mosaic.whole(y, *given, b, layer, *(plan or plan_slots(indices, owner, scale)))
     run = plgpu.kernel(
-        _block_of(shape, low is not None),
+        _block_of(shape),
         out_type=jax.ShapeDtypeStruct((slots, out), y.dtype) if has_residual else (),
         grid=(shape.blocks,),
         grid_names=("block",),
@@ -63,13 +64,13 @@ def lora_expand(
     return jax.freeze(updated)
 
 
-def _block_of(shape, has_low):
+def _block_of(shape):
     """What a thread block does."""
 
     def block(*refs, **shared):
         (y, *refs), shared = refs, Shared(**shared)
         residual, result = (refs.pop(0), refs.pop()) if shape.residual else (None, y)
-        low = refs.pop(0) if has_low else y
+        low = y if shape.low_after else refs.pop(0)
         inputs, warpgroup = Inputs(y, residual, result, low, *refs), lax.axis_index("warpgroup")
         pl.when(warpgroup == LOADER)(lambda: _load(shape, inputs, shared))
         pl.when(warpgroup == COMPUTER)(lambda: _compute(shape, inputs, shared))

@@ -26,7 +26,7 @@ def write_parts(pool, layer, parts: Sequence[Rows | Pages], *, implementation: s
     Args:
         pool: [layers, pages, page, width].
         layer: int32 scalar, may be traced.
-        parts: what goes where. No slot twice, in no part: they are written in any order.
+        parts: what goes where. No slot twice, within a part or across parts: they are written in any order.
 
     Returns:
         The pool with the parts in place.

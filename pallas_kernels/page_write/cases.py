@@ -69,7 +69,8 @@ class PagesCase:
 class PartsCase:
     """What a layer of a step keeps: of ``rows`` decode rows and ``tiles`` tiles of 64 slots behind them, rows of
     ``width`` values each to its slot and each tile to its page; and of the tiles also values of each of ``columns``
-    columns. One row and one page of every part are dropped for being negative, others for lying past the end."""
+    columns. Of every part the first row or page is dropped for being negative; the last, if it is another, for lying
+    past the end."""
 
     name: str
     width: int
