@@ -8,7 +8,14 @@ from dataclasses import dataclass
 COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = \w+\[([\d,]*)\]\S* ([\w\-]+)\(")
 CALLED = re.compile(r"calls=%?([\w.\-]+)")
-LAUNCH = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = .*? (fusion|fusion-start|copy|copy-start|reduce|scatter)\(")
+REACHED = re.compile(r"(?:calls|body|condition|to_apply|computations?)=(\{[^}]*\}|%?[\w.\-]+)")
+NAME = re.compile(r"[\w.\-]+")
+OPERATION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = .*? ([a-z][\w\-]*)\(")
+OWN = re.compile(r' custom-call\(.*custom_call_target="(?:mosaic_gpu_v2|__cublas\$lt\$matmul)"')
+"""A kernel of ours, or a product."""
+
+NO_LAUNCH = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "opt-barrier"}
+"""Operations that are names for memory, or an order."""
 
 MOVING = {"copy", "copy-start", "slice", "dynamic-slice", "transpose", "concatenate", "pad", "fusion"}
 IN_PLACE = {"scatter", "dynamic-update-slice"}
@@ -70,17 +77,49 @@ def forgotten_results(text: str) -> list[str]:
 
 def launched(text: str, loop: str) -> list[str]:
     """What the compiler made of everything but products and kernels of ours in the body of the loop with this name, in
-    order: each is a kernel, or a copy, of its own."""
+    order: each is a kernel, or a copy, of its own. Operations that are not known to launch nothing count."""
+    lines = lines_of(text)
+    calling = {name for name, inside in lines.items() if any(OWN.search(line) for line in inside)}
+    found = []
+    for line in lines[loop_body(text, loop)]:
+        name, opcode = OPERATION.match(line).groups()
+        own = OWN.search(line) or not calling.isdisjoint(CALLED.findall(line))
+        if opcode not in NO_LAUNCH and not opcode.endswith("-done") and not own:
+            found.append(name)
+    return found
+
+
+def loop_body(text: str, loop: str) -> str:
+    """Name of the computation that a loop repeats."""
     (body,) = set(re.findall(rf' while\(.*body=%?([\w.\-]+),.*op_name="[^"]*{loop}"', text))
-    found, calling, inside = [], set(), ""
+    return body
+
+
+def entry(text: str) -> str:
+    """Name of the computation that the program begins with."""
+    return COMPUTATION.match(re.search("^ENTRY .*", text, re.MULTILINE)[0])[1]
+
+
+def opcodes(text: str, computation: str) -> set[str]:
+    """Of the operations of a computation and of all that it calls."""
+    lines, found, ahead, seen = lines_of(text), set(), [computation], set()
+    while ahead:
+        seen.add(name := ahead.pop())
+        found |= {OPERATION.match(line)[2] for line in lines[name]}
+        called = {each for line in lines[name] for names in REACHED.findall(line) for each in NAME.findall(names)}
+        ahead += called - seen
+    return found
+
+
+def lines_of(text: str) -> dict[str, list[str]]:
+    """The instructions of each computation."""
+    found: dict[str, list[str]] = {}
     for line in text.splitlines():
         if match := COMPUTATION.match(line):
-            inside = match[1]
-        elif " custom-call(" in line:
-            calling.add(inside)
-        elif inside == body and (match := LAUNCH.match(line)):
-            found.append((match[1], CALLED.findall(line)))
-    return [name for name, called in found if calling.isdisjoint(called)]
+            current = found.setdefault(match[1], [])
+        elif found and line.startswith(" "):
+            current.append(line)
+    return found
 
 
 def writes_in_place(fusion: Instruction, parts: dict[str, list[Instruction]]) -> bool:
