@@ -80,32 +80,37 @@ def transposed_lora_grad(state, given, index):
     return state, (einsum("tr,ti->ri", d_h, x).T, einsum("tr,to->ro", h, d_y), d_x)
 
 
-def expand_case(name: str, widths: tuple[int, ...], tiles: Tiles, cold_bytes: float) -> KernelCase:
+def expand_case(
+    name: str, widths: tuple[int, ...], tiles: Tiles, cold_bytes: float, residual: bool = False
+) -> KernelCase:
     """Eight resident adapters of rank 16 added to a frozen product; what moves is the product's output for slots with
-    an adapter, there and back, their low-rank activations, and B of the adapters that are used."""
+    an adapter, there and back, their low-rank activations, and B of the adapters that are used. With a residual it is
+    output and residual of every slot, and their sum."""
     case = expand_cases.Case(name, widths, expand_cases.EIGHT, tiles)
-    slots = sum(count for adapter, count in tiles if adapter)
+    slots, own = (sum(count for adapter, count in tiles if adapter or every) for every in (True, False))
     used, rank = len({adapter for adapter, _ in tiles if adapter}), 16
     out = sum(widths)
-    moved = 4 * slots * out + 4 * slots * len(widths) * rank + 2 * used * rank * out
+    moved = (6 * slots if residual else 4 * own) * out + 4 * own * len(widths) * rank + 2 * used * rank * out
     calls = calls_for(moved, cold_bytes)
+    apart = Alternative(expand_then_add("mosaic_gpu", widths), comparable=False, on_gpu_only=True, engine_options=True)
     return KernelCase(
         name=name,
         operation="lora_expand",
-        shape=f"{sum(count for _, count in tiles)} slots, {slots} with one of {used} adapters, {out} columns",
+        shape=f"{slots} slots, {own} with one of {used} adapters, {out} columns" + ", onto a residual" * residual,
         bytes=moved,
-        flops=2 * slots * rank * out,
+        flops=2 * own * rank * out,
         calls=calls,
-        prepare=functools.partial(prepare_expand, replace(case, layers=calls)),
-        call=functools.partial(expand_call, widths=widths),
+        prepare=functools.partial(prepare_expand, replace(case, layers=calls), residual),
+        call=functools.partial(expand_onto_call if residual else expand_call, widths=widths),
         implementations=tuple(expand_api.IMPLEMENTATIONS),
+        alternatives={"lora_expand, then added": apart} if residual else {},
     )
 
 
 ADAPTERS = ("indices", "owner", "scale")
 
 
-def prepare_expand(case: expand_cases.Case, implementation: str):
+def prepare_expand(case: expand_cases.Case, residual: bool, implementation: str):
     """The state is one output for each call, updated in place as a step does it."""
     made = replace(case, widths=(1,) * len(case.widths), layers=1).make(seed=0)
     given = {name: jnp.asarray(made[name]) for name in ADAPTERS}
@@ -113,15 +118,41 @@ def prepare_expand(case: expand_cases.Case, implementation: str):
     out = sum(case.widths)
     given["plan"] = plan_lora_expand(*(given[name] for name in ADAPTERS), implementation=implementation)
     given["b"] = device_normal(1, (case.layers, given["owner"].size * expand_api.RANK_UNIT, out), case.dtype)
-    return [device_normal(2, (len(given["indices"]), out), case.dtype) for _ in range(case.layers)], given
+    outputs = lambda seed: [device_normal(seed, (len(given["indices"]), out), case.dtype) for _ in range(case.layers)]
+    return outputs(2), given | ({"residual": outputs(3)} if residual else {})
 
 
 def expand_call(implementation: str, widths: tuple[int, ...]):
     run = compiled(lora_expand, widths=widths, implementation=implementation)
 
     def call(outputs, given, index):
-        adapters = (given[name] for name in ADAPTERS)
-        new = run(outputs[index], given["low"][index], given["b"], np.int32(index), *adapters, plan=given["plan"])
+        new = run(*expand_operands(outputs, given, index), plan=given["plan"])
         return [*outputs[:index], new, *outputs[index + 1 :]], ()
+
+    return call
+
+
+def expand_operands(outputs, given, index):
+    return outputs[index], given["low"][index], given["b"], np.int32(index), *(given[name] for name in ADAPTERS)
+
+
+def expand_onto_call(implementation: str, widths: tuple[int, ...]):
+    """The sum is an array of its own; the state stays as it was."""
+    run = compiled(lora_expand, widths=widths, implementation=implementation)
+
+    def call(outputs, given, index):
+        operands = expand_operands(outputs, given, index)
+        return outputs, run(*operands, residual=given["residual"][index], plan=given["plan"])
+
+    return call
+
+
+def expand_then_add(implementation: str, widths: tuple[int, ...]):
+    """The same sum by two launches, the second the compiler's. What is added in place adds up over calls."""
+    expand = expand_call(implementation, widths)
+
+    def call(outputs, given, index):
+        outputs, _ = expand(outputs, given, index)
+        return outputs, given["residual"][index] + outputs[index]
 
     return call

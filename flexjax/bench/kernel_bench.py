@@ -117,7 +117,7 @@ def against(rival: Alternative, calls: int, state, arguments, output) -> tuple[A
     adapted = (
         jax.block_until_ready(compiled(rival.adapt)(state, arguments)) if rival.adapt is not as_they_are else arguments
     )
-    timed = time_calls(rival.call, calls, state, adapted)
+    timed = time_calls(rival.call, calls, state, adapted, rival.engine_options)
     comparable = rival.comparable and jax.tree.leaves(output)
     return timed.state, timed.best * 1e3, deviation(output, timed.output) if comparable else None
 

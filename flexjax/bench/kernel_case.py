@@ -19,19 +19,21 @@ def as_they_are(state: Any, arguments: Any) -> Any:
 
 @dataclass(frozen=True)
 class Alternative:
-    """Another way to compute a case, with the compiler's own choices instead of the engine's.
+    """Another way to compute a case, with the compiler's own choices instead of the engine's unless it says otherwise.
 
     Attributes:
         call: as in ``timing``.
         adapt: (state, arguments) of the case to the arguments of ``call``; not timed.
         comparable: its output is that of the operation.
         on_gpu_only: it needs cuDNN or a kernel of the GPU's.
+    engine_options: it is compiled as the engine compiles, as the case itself is.
     """
 
     call: Call
     adapt: Callable[[Any, Any], Any] = as_they_are
     comparable: bool = True
     on_gpu_only: bool = False
+    engine_options: bool = False
 
 
 @dataclass(frozen=True)

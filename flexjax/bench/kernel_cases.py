@@ -11,12 +11,13 @@ from flexjax.bench.adapter_cases import expand_case, lora_grad_case
 from flexjax.bench.attention_cases import chunk_case, decode_case, ragged, window_grad_case
 from flexjax.bench.gated_cases import gated_case
 from flexjax.bench.kernel_case import KernelCase
-from flexjax.bench.row_cases import loss_case, page_case, product_case, row_write_case
+from flexjax.bench.row_cases import loss_case, page_case, parts_case, product_case, row_write_case
 from pallas_kernels.gated_expand.cases import GATE, NEITHER
 from pallas_kernels.gated_expand.cases import Case as GatedCase
 from pallas_kernels.grouped_lora.cases import Case
 from pallas_kernels.lora_expand.cases import EIGHT, EIGHT_ROWS_EACH, gate_up, qkv
 from pallas_kernels.model_shapes import LLAMA_3_1_8B, STORIES_260K, ModelShape
+from pallas_kernels.page_write.cases import LARGE_PARTS, PartsCase, layer
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Sizes:
     decode: (rows, context) that the decode metric is the worst of; few_rows: the same of the metric for few.
     chunks: (tokens, context); windows: (window, context).
     written, decode_written: rows of page writes; pool_bytes: at least so large is the pool they go to.
+    parts: what a layer writes at a time.
     slots, rank: of LoRA gradients.
     loss: (tokens, chunk of the vocabulary).
     product_rows: rows of thin products.
@@ -40,6 +42,7 @@ class Sizes:
     written: int
     decode_written: int
     pool_bytes: float
+    parts: tuple[PartsCase, ...]
     slots: int
     rank: int
     loss: tuple[tuple[int, int], ...]
@@ -57,6 +60,7 @@ FULL = Sizes(
     written=2048,
     decode_written=64,
     pool_bytes=1.1e9,
+    parts=tuple(case for case in LARGE_PARTS if LLAMA_3_1_8B.name in case.name),
     slots=2048,
     rank=16,
     loss=((512, 32768), (2048, 32768)),
@@ -74,6 +78,7 @@ TINY = Sizes(
     written=64,
     decode_written=4,
     pool_bytes=1e6,
+    parts=(layer(STORIES_260K, 4, 64, (STORIES_260K.hidden,), "keys, values and x"),),
     slots=64,
     rank=8,
     loss=((8, 128),),
@@ -100,7 +105,9 @@ def all_cases(sizes: Sizes, workloads: Path | None) -> list[KernelCase]:
         *(workload_decode(sizes, workloads) if workloads else ()),
         *(loss_case(f"loss {tokens} tokens", model, tokens, chunk) for tokens, chunk in sizes.loss),
         *fused_lora_grads(sizes),
+        *part_writes(sizes),
         *lora_expansions(sizes),
+        *expansions_onto_residuals(sizes),
         *gated_expansions(sizes),
         *products(sizes),
     ]
@@ -114,6 +121,11 @@ def writes(sizes: Sizes) -> list[KernelCase]:
         row_write_case(f"page_write {sizes.written} rows", *arguments),
         row_write_case(f"page_write {sizes.decode_written} rows", sizes.model, sizes.decode_written, sizes.pool_bytes),
     ]
+
+
+def part_writes(sizes: Sizes) -> list[KernelCase]:
+    """Of decode rows and a window together."""
+    return [parts_case(case, sizes.cold_bytes / 4) for case in sizes.parts]
 
 
 def workload_decode(sizes: Sizes, workloads: Path) -> list[KernelCase]:
@@ -151,6 +163,15 @@ def lora_expansions(sizes: Sizes) -> list[KernelCase]:
     widths, rows, window = gate_up(sizes.model), EIGHT_ROWS_EACH, ((0, 64), (3, sizes.slots))
     cases = {"gate_up, 64 rows": (widths, rows), f"gate_up, window of {sizes.slots}": (widths, window)}
     return [expand_case(f"lora_expand {name}", *of, sizes.cold_bytes / 4) for name, of in cases.items()]
+
+
+def expansions_onto_residuals(sizes: Sizes) -> list[KernelCase]:
+    """As o and down of rows, and of rows and a window: an adapter in every tile, and none."""
+    rows, slots = EIGHT_ROWS_EACH, 64 + sizes.slots
+    tiles = {"64 rows": rows, f"{slots} slots": (*rows, (3, sizes.slots))}
+    cases = tiles | {f"{of}, no adapter": ((0, sum(count for _, count in runs)),) for of, runs in tiles.items()}
+    expand = functools.partial(expand_case, widths=(sizes.model.hidden,), cold_bytes=sizes.cold_bytes / 4)
+    return [expand(f"lora_expand onto a residual, {of}", tiles=runs, residual=True) for of, runs in cases.items()]
 
 
 def gated_expansions(sizes: Sizes) -> list[KernelCase]:

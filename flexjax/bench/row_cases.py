@@ -16,7 +16,7 @@ from pallas_kernels.linear_cross_entropy import cases as loss_cases
 from pallas_kernels.model_shapes import ModelShape
 from pallas_kernels.page_write import api as write_api
 from pallas_kernels.page_write import cases as write_cases
-from pallas_kernels.page_write.api import write_pages
+from pallas_kernels.page_write.api import write_pages, write_parts
 
 PAGE = write_cases.PAGE
 
@@ -80,6 +80,42 @@ def prepare_pages(case: write_cases.Case, layers: int, implementation: str):
 def page_write_call(implementation: str):
     write = compiled(write_pages, implementation=implementation)
     return lambda pool, given, index: (write(pool, np.int32(index), given["values"], given["pages"]), ())
+
+
+def parts_case(case: write_cases.PartsCase, cold_bytes: float) -> KernelCase:
+    """What a layer keeps at a time, in one launch; each value is read and written."""
+    case = replace(case, drops=False)
+    moved = 2 * 2 * (case.rows * case.width + case.tiles * PAGE * (case.width + sum(case.columns)))
+    calls = calls_for(moved, cold_bytes)
+    apart = Alternative(parts_call("mosaic_gpu", at_once=False), on_gpu_only=True, engine_options=True)
+    return KernelCase(
+        name=f"page_write {case.name}",
+        operation="write_parts",
+        shape=f"{case.rows} rows, {case.tiles} tiles of {(case.width, *case.columns)} values a row, {calls} layers",
+        bytes=moved,
+        flops=0,
+        calls=calls,
+        prepare=functools.partial(prepare_parts, case, calls),
+        call=parts_call,
+        implementations=tuple(write_api.IMPLEMENTATIONS),
+        alternatives={"a launch for each part": apart},
+    )
+
+
+def prepare_parts(case: write_cases.PartsCase, layers: int, implementation: str):
+    parts = jax.tree.map(jnp.asarray, case.parts(np.random.default_rng(0)))
+    return device_normal(1, (layers, case.pages, PAGE, case.width), case.dtype), parts
+
+
+def parts_call(implementation: str, at_once: bool = True):
+    write = compiled(write_parts, implementation=implementation)
+
+    def call(pool, parts, index):
+        for together in [parts] if at_once else [[part] for part in parts]:
+            pool = write(pool, np.int32(index), together)
+        return pool, ()
+
+    return call
 
 
 def loss_case(name: str, model: ModelShape, tokens: int, chunk: int) -> KernelCase:

@@ -69,8 +69,8 @@ class PagesCase:
 class PartsCase:
     """What a layer of a step keeps: of ``rows`` decode rows and ``tiles`` tiles of 64 slots behind them, rows of
     ``width`` values each to its slot and each tile to its page; and of the tiles also values of each of ``columns``
-    columns. Of every part the first row or page is dropped for being negative; the last, if it is another, for lying
-    past the end."""
+    columns. Where it ``drops`` any, of every part the first row or page is dropped for being negative; the last, if it
+    is another, for lying past the end."""
 
     name: str
     width: int
@@ -80,23 +80,31 @@ class PartsCase:
     pages: int
     layers: int = 2
     dtype: str = "bfloat16"
+    drops: bool = True
 
     def make(self, seed: int) -> dict:
-        """Keyword arguments of ``write_parts``; rows and tiles have distinct pages, in random order."""
+        """Keyword arguments of ``write_parts``."""
         random = np.random.default_rng(seed)
+        parts = self.parts(random)
+        pool = normal(random, (self.layers, self.pages, PAGE, self.width), self.dtype)
+        return {"pool": pool, "layer": np.int32(self.layers - 1), "parts": parts}
+
+    def parts(self, random) -> list[Rows | Pages]:
+        """Rows and tiles have distinct pages, in random order."""
         spread = -(-self.rows // PAGE)
         own, free = np.split(random.permutation(self.pages), [spread])
         slots = random.permutation((own[:, None] * PAGE + np.arange(PAGE)).reshape(-1))[: self.rows]
-        slots[:1], slots[1:][-1:] = -1, self.pages * PAGE
+        if self.drops:
+            slots[:1], slots[1:][-1:] = -1, self.pages * PAGE
         values = [self.values(random, columns) for columns in (self.width, *self.columns)]
         parts = [Rows(values[0], slots.astype(np.int32))] if self.rows else []
         for each in values:
             across = -(-each.shape[1] // self.width)
             pages, free = np.split(free, [self.tiles * across])
-            pages[:1], pages[1:][-1:] = -1, self.pages
+            if self.drops:
+                pages[:1], pages[1:][-1:] = -1, self.pages
             parts.append(Pages(each, pages.reshape(self.tiles, across).astype(np.int32), first_row=self.rows))
-        pool = normal(random, (self.layers, self.pages, PAGE, self.width), self.dtype)
-        return {"pool": pool, "layer": np.int32(self.layers - 1), "parts": parts}
+        return parts
 
     def values(self, random, columns: int):
         return normal(random, (self.rows + self.tiles * PAGE, columns), self.dtype)

@@ -16,7 +16,10 @@ OPTIONS = COMPILER_OPTIONS["gpu"] | LAUNCHES["gpu"][0]
 
 
 CASES = all_cases(FULL, None)
-GATED = [case for case in CASES if case.operation == "gated_expand"]
+BY_KERNELS = ("lora_expand", "lora_expand, then added", "a launch for each part")
+"""Alternatives that call kernels of ours."""
+
+RIVALS = [(case, name) for case in CASES for name in case.alternatives if name in BY_KERNELS]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -26,9 +29,10 @@ def test_program_of_a_case(case):
     assert chosen != "mosaic_gpu" or kernels >= case.calls
 
 
-@pytest.mark.parametrize("case", GATED, ids=lambda case: case.name)
-def test_its_alternative_has_a_kernel_too(case):
-    assert kernels_in(case, case.alternatives["lora_expand"].call) == case.calls
+@pytest.mark.parametrize(("case", "rival"), RIVALS, ids=[case.name for case, _ in RIVALS])
+def test_its_alternative_has_kernels_too(case, rival):
+    parts = {f"page_write {each.name}": 2 + len(each.columns) for each in FULL.parts}
+    assert kernels_in(case, case.alternatives[rival].call) == case.calls * parts.get(case.name, 1)
 
 
 def kernels_in(case: KernelCase, call: Call) -> int:

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from flexjax.bench import kernel_bench, timing
+from flexjax.bench.adapter_cases import expand_then_add
 from flexjax.bench.attention_cases import causal_pairs, ragged
 from flexjax.bench.kernel_bench import deviation
 from flexjax.bench.kernel_case import KernelCase, calls_for
 from flexjax.bench.kernel_cases import FULL, TINY, all_cases, workload_decode
+from flexjax.bench.row_cases import parts_call
 from flexjax.cli import main
 
 pytestmark = pytest.mark.skipif(
@@ -32,7 +34,8 @@ def run(tmp_path, *only: str) -> tuple[int, dict]:
 
 def test_one_case_of_every_operation(tmp_path, capsys):
     picks = ["decode 3 x 130", "chunk 64 of 64", "window_grad 64", "page_write 64 rows in", "lora_grads down_proj"]
-    picks += ["lora_expand gate_up, 64", "gated_expand, taped", "loss", "product of 2 rows, 64 to 64"]
+    picks += ["lora_expand onto a residual, 64 rows", "page_write keys", "lora_expand gate_up, 64"]
+    picks += ["gated_expand, taped", "loss", "product of 2 rows, 64 to 64"]
     code, results = run(tmp_path, *picks)
     assert code == 0
     assert list(results) == ["device", "versions", "commit", "implementations", "metrics", "cases"]
@@ -105,7 +108,28 @@ def test_work_of_known_cases():
     gated, taped = cases["gated_expand, window of 2048"], cases["gated_expand, taped window of 2048"]
     assert gated.bytes == 2112 * 3 * 28672 + 2 * 2048 * 32 + 2 * 2 * 16 * 14336
     assert taped.bytes == gated.bytes + 2048 * 28672
+    onto, alone = (cases[f"lora_expand onto a residual, 2112 slots{of}"] for of in ("", ", no adapter"))
+    assert alone.bytes == 3 * 2112 * 8192 and alone.flops == 0
+    assert onto.bytes == alone.bytes + 2112 * 16 * 4 + 8 * 16 * 8192
+    assert cases["page_write keys and values of llama-3.1-8b, 64 + 2048"].bytes == 2 * 2112 * 4096
+    kept = cases["page_write all that is kept of llama-3.1-8b, 64 + 512"]
+    assert kept.bytes == 2 * (64 * 4096 + 512 * (4096 + 2 * 8192 + 128 + 57344))
     assert cases["loss 512 tokens"].flops == 4 * 512 * 4096 * 128256
+
+
+def test_alternatives_compute_the_same():
+    """On a GPU they take the kernels; here the references."""
+    cases = {case.name: case for case in all_cases(TINY, None)}
+    case = cases["lora_expand onto a residual, 64 rows"]
+    state, given = case.prepare("reference")
+    _, once = case.call("reference")(state, given, 1)
+    _, twice = expand_then_add("reference", (TINY.model.hidden,))(state, given, 1)
+    np.testing.assert_array_equal(once, twice)
+    (case,) = (case for case in cases.values() if case.operation == "write_parts")
+    pool, parts = case.prepare("reference")
+    once, twice = (parts_call("reference", at_once)(pool, parts, 1)[0] for at_once in (True, False))
+    np.testing.assert_array_equal(once, twice)
+    assert not np.array_equal(once, pool)
 
 
 def test_pairs_and_ragged_lengths():
