@@ -87,7 +87,7 @@ def expand_case(
     an adapter, there and back, their low-rank activations, and B of the adapters that are used. With a residual it is
     output and residual of every slot, and their sum."""
     case = expand_cases.Case(name, widths, expand_cases.EIGHT, tiles)
-    slots, own = (sum(count for adapter, count in tiles if adapter or every) for every in (True, False))
+    slots, own = sum(count for _, count in tiles), sum(count for adapter, count in tiles if adapter)
     used, rank = len({adapter for adapter, _ in tiles if adapter}), 16
     out = sum(widths)
     moved = (6 * slots if residual else 4 * own) * out + 4 * own * len(widths) * rank + 2 * used * rank * out

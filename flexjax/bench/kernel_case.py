@@ -26,7 +26,7 @@ class Alternative:
         adapt: (state, arguments) of the case to the arguments of ``call``; not timed.
         comparable: its output is that of the operation.
         on_gpu_only: it needs cuDNN or a kernel of the GPU's.
-    engine_options: it is compiled as the engine compiles, as the case itself is.
+        engine_options: it is compiled as the engine compiles, as the case itself is.
     """
 
     call: Call
