@@ -120,8 +120,10 @@ def test_serving(served, gated):
     assert ours < SLACK * serving_error(Kernels(), served)
 
 
+@functools.cache
 def gradient_errors(kernels: Kernels, tape: tuple[str, ...], rank: int) -> dict[tuple[str, str], float]:
-    """Error of every factor's gradient relative to its norm; two packed sequences, windows that cut the first."""
+    """Error of every factor's gradient relative to its norm; two packed sequences, windows that cut the first. The
+    references' are compiled once for all kernels that they are compared with: that takes most of these tests' time."""
     rig, factors = rig_with(kernels, model(), tape=tape), model().factors(rank, seed=7)
     tokens = [model().tokens(length, seed=length) for length in (180, 100)]
     rig.begin(factors, SCALE)
