@@ -1,8 +1,9 @@
 """ProgramStore: compiled programs on the disk. A later run that would compile the same neither traces nor lowers it,
 which is Python's work and most of a start, even where the compiler itself keeps what it has compiled.
 
-A program is found by all that decides what it computes: its name and arguments, every size, the source of this package
-and the kernels, versions, device and settings of jax. Who can write into the folder can have programs run here.
+A program is found by all that decides what it computes: its name and arguments, every size, the source of what makes
+programs, of the kernels too, versions, device and settings of jax. Who can write into the folder can have programs run
+here.
 
 jax's own cache is not used beside it: what it has loaded cannot be written down again on a CPU.
 """
@@ -36,6 +37,14 @@ SETTING_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "TF_", "NVIDIA_TF32_OVERRI
 SUFFIX = ".program"
 
 PACKAGE = Path(__file__).parents[1]
+
+SOURCES = (
+    *("layout.py", "request.py", "state.py", "step_batch.py", "models", "steps"),
+    *(f"engine/{name}.py" for name in ("blueprint", "jax_settings", "layer_views", "lowering", "lowering_process")),
+    *(f"engine/{name}.py" for name in ("program_store", "programs", "specs")),
+)
+"""Files and folders of this package that make programs: `flexjax.engine.programs` and all that it imports. Another
+server, scheduler or job leaves the programs that are kept as good as they were."""
 
 
 class ProgramStore:
@@ -113,16 +122,18 @@ def surroundings() -> tuple:
     """What decides a program beside its own sizes and devices."""
     versions = [f"{package} {version(package)}" for package in ("jax", "jaxlib", "flax", "optax")]
     variables = {name: value for name, value in os.environ.items() if name.startswith(SETTING_VARIABLES)}
-    source = digest_of_source((PACKAGE, Path(pallas_kernels.__file__).parent))
+    source = digest_of_source(PACKAGE, SOURCES), digest_of_source(Path(pallas_kernels.__file__).parent)
     machine = platform.python_version(), platform.machine()
     return source, *machine, versions, sorted(jax_settings().items()), sorted(variables.items())
 
 
-def digest_of_source(folders: Iterable[Path]) -> str:
-    """Of all Python files in the folders and below, with their paths in them."""
+def digest_of_source(folder: Path, places: Iterable[str] = (".",)) -> str:
+    """Of the Python files in these places of a folder, each a file or a folder with all below it, and of where they
+    are."""
     total = hashlib.sha256()
-    for folder in folders:
-        for file in sorted(folder.rglob("*.py")):
+    for place in places:
+        found = folder / place
+        for file in [found] if found.suffix == ".py" else sorted(found.rglob("*.py")):
             content = file.read_bytes()
             total.update(f"{file.relative_to(folder)} {len(content)}\n".encode() + content)
     return total.hexdigest()

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import grimp
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -185,11 +186,39 @@ def test_the_source_is_every_python_file_with_its_place(tmp_path):
     (tmp_path / "part").mkdir()
     (tmp_path / "part" / "a.py").write_text("x = 1\n")
     (tmp_path / "b.txt").write_text("1")
-    digests = [digest_of_source([tmp_path])]
+    digests = [digest_of_source(tmp_path)]
     (tmp_path / "b.txt").write_text("2")
-    assert digest_of_source([tmp_path]) == digests[0]
+    assert digest_of_source(tmp_path) == digests[0]
     (tmp_path / "part" / "a.py").write_text("x = 2\n")
-    digests.append(digest_of_source([tmp_path]))
+    digests.append(digest_of_source(tmp_path))
     (tmp_path / "part" / "a.py").rename(tmp_path / "a.py")
-    digests.append(digest_of_source([tmp_path]))
+    digests.append(digest_of_source(tmp_path))
     assert len(set(digests)) == 3
+
+
+def test_source_beside_the_places_does_not_count(tmp_path):
+    (tmp_path / "part").mkdir()
+    files = [tmp_path / name for name in ("part/a.py", "b.py", "c.py")]
+    digest = lambda: digest_of_source(tmp_path, ("part", "b.py"))
+    for file in files:
+        file.write_text("x = 1\n")
+    changed = {}
+    for file in files:
+        before = digest()
+        file.write_text("x = 2\n")
+        changed[file.name] = digest() != before
+    assert changed == {"a.py": True, "b.py": True, "c.py": False}
+    with pytest.raises(FileNotFoundError):
+        digest_of_source(tmp_path, ("d.py",))
+
+
+def test_all_that_makes_programs_decides_which_is_found():
+    """And nothing else of this package: every other change would have all programs compiled again."""
+    graph, places = grimp.build_graph("flexjax"), [program_store.PACKAGE / place for place in program_store.SOURCES]
+    makers = {"flexjax.engine.programs", "flexjax.engine.lowering_process"}
+    needed = makers.union(*map(graph.find_upstream_modules, makers)) - {"flexjax"}
+    counted = {file for place in places for file in [place, *place.rglob("*.py")] if file.suffix == ".py"}
+    files = {program_store.PACKAGE.joinpath(*name.split(".")[1:]) for name in needed}
+    assert {file.with_suffix(".py") for file in files if not file.is_dir()} == {
+        file for file in counted if file.name != "__init__.py"
+    }
