@@ -40,7 +40,13 @@ Show = Callable[[str], None]
 
 
 def run_coserve_bench(
-    config_path: str, workloads: Path | None, out: Path, what: str = "run", traces: Sequence[str] = (), **overrides: Any
+    config_path: str,
+    workloads: Path | None,
+    out: Path,
+    what: str = "run",
+    traces: Sequence[str] = (),
+    policies: Sequence[str] = (),
+    **overrides: Any,
 ) -> int:
     """Measure and write files of results into ``out``.
 
@@ -50,15 +56,20 @@ def run_coserve_bench(
             job; "alone" lets finetuning have the engine to itself; "divide" measures nothing and divides the runs in
             ``out`` by the denominators there.
         traces: instead of the file's, names of workloads; with "run", one after another.
+        policies: instead of the file's; with "run", one after another over the traces, with one engine.
         overrides: fields of the plan; None leaves the file's.
 
     Raises:
         ConfigError: the configuration, the workloads or earlier results cannot be used, or the run was stopped before
             there was anything to count.
     """
-    read = [read_coserve_plan(config_path, workload=name, **overrides) for name in traces or (None,)]
+    read = [
+        read_coserve_plan(config_path, policy=policy, workload=name, **overrides)
+        for policy in policies or (None,)
+        for name in traces or (None,)
+    ]
     (plan, engine_table), plans, show = read[0], [each for each, _ in read], functools.partial(print, flush=True)
-    check_asked(plans, what, traces)
+    check_asked(plans, what, traces, policies)
     if what == "divide":
         files = divide_runs(plan.setup, workloads, out, show)
     elif plan.policy == PARTITION:
@@ -72,11 +83,18 @@ def run_coserve_bench(
     return 0
 
 
-def check_asked(plans: Sequence[CoservePlan], what: str, traces: Sequence[str]) -> None:
+def check_asked(plans: Sequence[CoservePlan], what: str, traces: Sequence[str], policies: Sequence[str]) -> None:
     """Raises ConfigError for what does not go together."""
     plan = plans[0]
-    if len(plans) > 1 and (what != "run" or plan.policy in (PARTITION, ALONE_POLICY)):
-        raise ConfigError(f"--workload names {len(plans)} traces; several can only be replayed, not used otherwise")
+    replayed = what == "run" and {PARTITION, ALONE_POLICY}.isdisjoint(each.policy for each in plans)
+    for option, names, kind in (("--workload", traces, "traces"), ("--policy", policies, "policies")):
+        if len(names) > 1 and not replayed:
+            raise ConfigError(f"{option} names {len(names)} {kind}; several can only be replayed, not used otherwise")
+    if len(policies) > 1 and (own := [name for name in policies if name in plan.engines]):
+        raise ConfigError(
+            f"--policy names {len(policies)} policies for one engine, but [bench.engines] has one of its own for "
+            f"{', '.join(own)}; run it in a command of its own"
+        )
     if what == "divide" and traces:
         raise ConfigError(f"--divide takes every run of the set-up; --workload names {', '.join(traces)}: leave it out")
     if what == "capacity" and plan.policy in (PARTITION, ALONE_POLICY):
@@ -107,7 +125,7 @@ def make_setup(
 
 
 def measure_runs(setups: Sequence[CoserveSetup], out: Path, show: Show) -> list[Path]:
-    """Replay the plans' traces under their policy, one after another, with an engine that takes the longest request.
+    """Replay the plans' traces under their policies, one after another, with an engine that takes the longest request.
 
     Raises:
         ConfigError: SIGTERM came before a trace's last request was sent. After it, the file is written, and what has
@@ -116,11 +134,13 @@ def measure_runs(setups: Sequence[CoserveSetup], out: Path, show: Show) -> list[
     longest, files = max(setups, key=lambda setup: setup.trace.longest), []
     with session(longest, longest.plan.policy, out, show) as opened, stopped_by_sigterm() as stopped:
         for setup in setups:
-            files.append(measure_run(opened.of(setup), stopped))
+            opened = opened.of(setup)
+            files.append(measure_run(opened, stopped))
             if stopped.is_set():
                 break
     if left := setups[len(files) :]:
-        show(f"{STOPPED}: not replayed are {', '.join(setup.trace.name for setup in left)}")
+        names = (f"{setup.trace.name} under {setup.plan.policy}" for setup in left)
+        show(f"{STOPPED}: not replayed are {', '.join(names)}")
     return files
 
 

@@ -42,7 +42,9 @@ class CoserveSession:
     show: Callable[[str], None]
 
     def of(self, setup: CoserveSetup) -> "CoserveSession":
-        """The same engine for another trace."""
+        """The same engine for another trace, or under another policy, whose figures are about it from now on."""
+        if setup.plan.policy != self.setup.plan.policy:
+            self.engine.set_policy(*setup.plan.engine_policy(setup.plan.policy))
         return dataclasses.replace(self, setup=setup, results=dataclasses.replace(self.results, plan=setup.plan))
 
     def replay(self, trace: Trace, *, seed: int = 0, job: bool = False, **changed: Any) -> Outcome:

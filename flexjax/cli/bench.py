@@ -62,7 +62,9 @@ def add_coserve_arguments(parser: argparse.ArgumentParser) -> None:
     overrides.add_argument(
         "--workload", nargs="+", default=(), metavar="NAME", help="traces to replay, files of DIR without .jsonl"
     )
-    overrides.add_argument("--policy", metavar="NAME", help=f"one of {', '.join(CHOICES)}")
+    overrides.add_argument(
+        "--policy", nargs="+", default=(), metavar="NAME", help=f"each trace under each of these; {', '.join(CHOICES)}"
+    )
     overrides.add_argument("--seconds", type=float, metavar="S", help="only the beginning of the trace")
     overrides.add_argument("--leave-out-every", type=int, metavar="N", help="leave every N-th row of the trace out")
     overrides.add_argument("--capacity-from", type=float, metavar="R", help="requests/s where a search begins")
@@ -84,7 +86,7 @@ def bench_step(arguments: argparse.Namespace) -> int:
 
 def bench_coserve(arguments: argparse.Namespace) -> int:
     what = next((name for name in ("capacity", "alone", "divide") if getattr(arguments, name)), "run")
-    names = ("policy", "seconds", "leave_out_every", "count_from", "capacity_from", "capacity_seconds")
+    names = ("seconds", "leave_out_every", "count_from", "capacity_from", "capacity_seconds")
     overrides = {name: getattr(arguments, name) for name in names}
     places = arguments.config, arguments.workloads, arguments.out
-    return run_coserve_bench(*places, what, arguments.workload, **overrides)
+    return run_coserve_bench(*places, what, arguments.workload, arguments.policy, **overrides)

@@ -6,10 +6,11 @@ Calls may come from any thread; the device belongs to the engine's own (`flexjax
 import logging
 import os
 import queue
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from flexjax.config import EngineConfig, from_table, load_tables
 from flexjax.engine.adapter_library import AdapterLibrary, Ready
@@ -111,6 +112,26 @@ class Engine:
                 "belongs to co_serve"
             )
         self.loop.call(setattr, self.scheduler.policy, "objective", tpot_ms / 1e3)
+
+    def set_policy(self, policy: str, options: Mapping[str, Any] | None = None) -> None:
+        """Share iterations by another policy from the next one on, with the objectives of the configuration.
+
+        Args:
+            options: of the policy, as ``policy_options`` of `EngineConfig`.
+
+        Raises:
+            ConfigError, ValueError: no such policy or option, or it lacks one; or it, or the policy before it, keeps to
+                one layout, which an engine is started with.
+        """
+        config = replace(self.config, policy=policy, policy_options=options or {})
+        chosen = policy_of(config)
+        if bound := [each for each in (self.scheduler.policy, chosen) if each.layout is not None]:
+            raise ConfigError(
+                f"policy is {policy!r} after {self.config.policy!r}, and one of them keeps to {bound[0].layout}; start "
+                "an engine with it"
+            )
+        self.config = config
+        self.loop.call(setattr, self.scheduler, "policy", chosen)
 
     # requests
 

@@ -104,7 +104,7 @@ def test_a_trace_beside_a_job(folder, config, capsys):
     places = ("--workloads", str(folder), "--out", str(out))
     run = lambda what="run", **changed: run_coserve_bench(path, folder, out, what, **changed)
     assert run("alone") == main(["bench", "coserve", path, "--capacity", *places]) == 0
-    assert run() == run(policy="static_partition") == 0
+    assert run() == run(policies=["static_partition"]) == 0
     found, alone, capacity = (
         results(folder, "even_r17_2s_co_serve"),
         results(folder, "alone"),
@@ -162,7 +162,7 @@ def check_partition(found: dict, alone: dict, capacity: dict) -> None:
 def test_requests_alone(folder, config, tmp_path):
     """Rates of finetuning do not exist, and without denominators a line says so."""
     path = config()
-    assert run_coserve_bench(path, folder, tmp_path, policy="inference_only", seconds=1.3, leave_out_every=5) == 0
+    assert run_coserve_bench(path, folder, tmp_path, policies=["inference_only"], seconds=1.3, leave_out_every=5) == 0
     name = "coserve_tiny_even_r17_2s_without_every_5th_first1.3s_inference_only.json"
     found = json.loads((tmp_path / name).read_text())
     metrics = found["metrics"]
@@ -226,7 +226,7 @@ def test_trials_of_another_policy_or_duration_are_not_gone_on_from():
 
 
 def test_time_slices_too(folder, config, tmp_path):
-    assert run_coserve_bench(config(), folder, tmp_path, policy="temporal_sharing_64", seconds=1.0) == 0
+    assert run_coserve_bench(config(), folder, tmp_path, policies=["temporal_sharing_64"], seconds=1.0) == 0
     found = json.loads((tmp_path / "coserve_tiny_even_r17_2s_first1s_temporal_sharing_64.json").read_text())
     assert found["engine"]["policy_options"] == {"n": 64} and found["metrics"]["finetune_tokens_per_s"] > 0
 
@@ -255,7 +255,7 @@ def test_jobs_that_cannot_be_are_refused(config, table, message):
 
 
 def test_an_objective_that_nobody_can_hold(folder, config, tmp_path):
-    assert run_coserve_bench(config(), folder, tmp_path, policy="inference_only", objective_ms=0.001) == 0
+    assert run_coserve_bench(config(), folder, tmp_path, policies=["inference_only"], objective_ms=0.001) == 0
     found = json.loads((tmp_path / "coserve_tiny_even_r17_2s_inference_only.json").read_text())
     one_token = sum(row["o"] == 1 for row in ROWS) / len(ROWS)  # these have no time per later token
     assert found["metrics"]["attainment"] == pytest.approx(one_token) and not found["metrics"]["objective_held"]
@@ -348,6 +348,8 @@ def test_wrong_configurations(folder, config, tmp_path, bench, engine, message):
         (["--workloads", "{folder}", "--policy", "static_partition"], "coserve_tiny_even_capacity.json.*--capacity"),
         (["--alone", "--capacity"], "not allowed with"),
         (["--workload", "one", "two", "--alone"], "--workload names 2 traces"),
+        (["--policy", "flat_out", "price", "--capacity"], "--policy names 2 policies; several can only be replayed"),
+        (["--policy", "flat_out", "static_partition"], "--policy names 2 policies; several can only be replayed"),
         (["--workloads", "{folder}", "--capacity", "--policy", "finetune_only"], "not 'finetune_only'"),
     ],
 )
@@ -376,6 +378,32 @@ def test_several_traces_with_one_engine(folder, config, tmp_path, monkeypatch):
         assert metrics["finetune_tokens_per_s"] > 0
 
 
+def test_several_policies_with_one_engine(folder, config, tmp_path, monkeypatch):
+    """Each over every trace, under its own options and in a file of its own; a job beside those that finetune."""
+    engines, started = [], Engine.__init__
+    monkeypatch.setattr(Engine, "__init__", lambda self, *given: (engines.append(self), started(self, *given))[1])
+    (folder / "first_r17_1s.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS[:20]))
+    policies = {"temporal_sharing_64": {"n": 64}, "inference_only": {}, "co_serve": {}}
+    places = ("--workloads", str(folder), "--out", str(tmp_path / "results"))
+    traces = {"even_r17_2s": 40, "first_r17_1s": 20}
+    assert main(["bench", "coserve", config(), *places, "--workload", *traces, "--policy", *policies]) == 0
+    assert len(engines) == 1
+    for policy, name in itertools.product(policies, traces):
+        found = results(tmp_path, f"{name}_{policy}")
+        metrics = found["metrics"]
+        assert found["policy"] == found["plan"]["policy"] == policy
+        assert found["engine"]["policy"] == ALTERNATIVES.get(policy, (policy,))[0]
+        assert found["engine"]["policy_options"] == policies[policy]
+        assert (metrics["requests"], metrics["attainment"]) == (traces[name], 1.0)
+        assert (metrics.get("finetune_tokens_per_s", 0) > 0) == (policy != "inference_only")
+
+
+def test_a_policy_with_an_engine_of_its_own_is_not_run_with_others(folder, config, tmp_path):
+    own = "[bench.engines.inference_only]\nmax_rows = 2"
+    with pytest.raises(ConfigError, match="one of its own for inference_only; run it in a command of its own"):
+        run_coserve_bench(config(bench=own), folder, tmp_path, policies=["co_serve", "inference_only"])
+
+
 @pytest.mark.parametrize("sent", [40, 20])
 def test_a_run_that_is_told_to_stop(folder, config, tmp_path, monkeypatch, capsys, sent):
     """After all are sent, it ends as if its time were up; before, rates cannot be counted."""
@@ -389,7 +417,7 @@ def test_a_run_that_is_told_to_stop(folder, config, tmp_path, monkeypatch, capsy
 
     monkeypatch.setattr(Progress, "tell", kill)
     names = ["long_r17_2s", "even_r17_2s"]
-    run = lambda: run_coserve_bench(config(), folder, tmp_path / "results", traces=names, policy="inference_only")
+    run = lambda: run_coserve_bench(config(), folder, tmp_path / "results", traces=names, policies=["inference_only"])
     if sent < len(ROWS):
         with pytest.raises(ConfigError, match="the last of 40 requests arrives at 2 s.*--seconds"):
             run()
@@ -418,7 +446,7 @@ def test_a_dead_engine_is_no_row_of_misses(folder, config, tmp_path, monkeypatch
 
     monkeypatch.setattr(Runner, "dispatch_forward", failing)
     with pytest.raises(RuntimeError, match="the device is gone|the engine has stopped"):
-        run_coserve_bench(config(), folder, tmp_path, policy="inference_only")
+        run_coserve_bench(config(), folder, tmp_path, policies=["inference_only"])
     assert next(calls) > 60 and not list(tmp_path.glob("*.json"))
 
 

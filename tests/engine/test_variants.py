@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flexjax.layout import SlotLayout
 from flexjax.request import SamplingParams
 from flexjax.scheduler import POLICIES
 from tests.engine.conftest import job
@@ -82,3 +83,39 @@ def test_every_policy_that_does_both_answers_and_finishes(new_engine, unsharded,
         assert answers(engine) == base
         assert handle.wait(timeout=120) == "succeeded", handle.error
         assert handle.losses == [pytest.approx(loss, rel=1e-4) for loss in losses]
+
+
+def test_another_policy_from_the_next_iteration_on(new_engine, unsharded):
+    """A job that waits for ever goes on under one that finetunes; answers do not change."""
+    base, _, losses, _ = unsharded
+    with new_engine(policy="inference_only") as engine:
+        handle = engine.finetune(job("trained"))
+        assert answers(engine) == base and not handle.losses
+        engine.set_policy("temporal_sharing", {"n": 4})
+        assert (engine.config.policy, engine.config.options) == ("temporal_sharing", {"n": 4})
+        assert answers(engine) == base
+        assert handle.wait(timeout=120) == "succeeded", handle.error
+        assert handle.losses == [pytest.approx(loss, rel=1e-4) for loss in losses]
+        engine.set_policy("inference_only")
+        waiting = engine.finetune(job("other"))
+        assert answers(engine) == base and not waiting.losses
+        waiting.cancel()
+
+
+@pytest.mark.parametrize(
+    ("policy", "options", "message"),
+    [
+        ("luck", {}, "policy is 'luck'; it must be one of"),
+        ("temporal_sharing", {"m": 3}, r"policy 'temporal_sharing' takes the options \(n, stretch\)"),
+        ("co_serve", {}, "policy is 'co_serve' without an objective; set tpot_objective_ms"),
+        (
+            "fixed_budget",
+            {"finetune_tokens": 64, "backward_units": 2, "layout": SlotLayout(4, 128, tape=True)},
+            "policy is 'fixed_budget' after 'flat_out', and one of them keeps to SlotLayout.rows=4.*start an",
+        ),
+    ],
+)
+def test_a_policy_that_cannot_follow_is_refused(engine, policy, options, message):
+    with pytest.raises(ValueError, match=message):
+        engine.set_policy(policy, options)
+    assert engine.config.policy == "flat_out" and type(engine.scheduler.policy) is POLICIES["flat_out"]
