@@ -69,7 +69,7 @@ def run_coserve_bench(
         for name in traces or (None,)
     ]
     (plan, engine_table), plans, show = read[0], [each for each, _ in read], functools.partial(print, flush=True)
-    check_asked(plans, what, traces, policies)
+    check_asked(plans, what, traces, policies, overrides)
     if what == "divide":
         files = divide_runs(plan.setup, workloads, out, show)
     elif plan.policy == PARTITION:
@@ -83,7 +83,13 @@ def run_coserve_bench(
     return 0
 
 
-def check_asked(plans: Sequence[CoservePlan], what: str, traces: Sequence[str], policies: Sequence[str]) -> None:
+def check_asked(
+    plans: Sequence[CoservePlan],
+    what: str,
+    traces: Sequence[str],
+    policies: Sequence[str],
+    overrides: Mapping[str, Any],
+) -> None:
     """Raises ConfigError for what does not go together."""
     plan = plans[0]
     replayed = what == "run" and {PARTITION, ALONE_POLICY}.isdisjoint(each.policy for each in plans)
@@ -95,8 +101,16 @@ def check_asked(plans: Sequence[CoservePlan], what: str, traces: Sequence[str], 
             f"--policy names {len(policies)} policies for one engine, but [bench.engines] has one of its own for "
             f"{', '.join(own)}; run it in a command of its own"
         )
-    if what == "divide" and traces:
-        raise ConfigError(f"--divide takes every run of the set-up; --workload names {', '.join(traces)}: leave it out")
+    given = {"workload": traces or None, "policy": policies or None, **overrides}
+    if what == "divide" and (asked := [name.replace("_", "-") for name, each in given.items() if each is not None]):
+        options = " and ".join(f"--{name}" for name in asked)
+        raise ConfigError(f"--divide takes every run of the set-up as it is; leave {options} out")
+    alone = what == "alone" or (what == "run" and plan.policy == ALONE_POLICY)
+    if alone and plan.alone_setup is not None:
+        raise ConfigError(
+            f"set-up {plan.setup!r} divides by what finetuning alone reaches in set-up {plan.alone_setup!r} "
+            "(alone_setup); measure it with that set-up's file"
+        )
     if what == "capacity" and plan.policy in (PARTITION, ALONE_POLICY):
         raise ConfigError(f"--capacity tries policies that serve, not {plan.policy!r}; choose one with --policy")
 
@@ -105,11 +119,6 @@ def measure(
     make: Callable[[str], list[CoserveSetup]], plan: CoservePlan, what: str, out: Path, show: Show
 ) -> list[Path]:
     if what == "alone" or plan.policy == ALONE_POLICY:
-        if plan.alone_setup is not None:
-            raise ConfigError(
-                f"set-up {plan.setup!r} divides by what finetuning alone reaches in set-up {plan.alone_setup!r} "
-                "(alone_setup); measure it with that set-up's file"
-            )
         return [measure_alone(*make("alone"), out, show)]
     if what == "capacity":
         return [measure_capacity(*make("capacity"), plan.policy, out, show)]

@@ -498,7 +498,13 @@ def test_runs_are_divided_by_denominators_that_came_later(folder, config, tmp_pa
     [
         (None, [], "has no run of set-up 'tiny'"),
         ({"notes": []}, [], "has no denominators: another version wrote it"),
-        ({"notes": [], "denominators": {}}, ["--workload", "one"], "--workload names one: leave it out"),
+        ({"notes": [], "denominators": {}}, ["--workload", "one"], "as it is; leave --workload out"),
+        ({"notes": [], "denominators": {}}, ["--policy", "flat_out"], "as it is; leave --policy out"),
+        (
+            {"notes": [], "denominators": {}},
+            ["--count-from", "0", "--seconds", "2"],
+            "as it is; leave --seconds and --count-from out",
+        ),
     ],
 )
 def test_runs_that_cannot_be_divided_stay_as_they_are(folder, config, tmp_path, capsys, parts, arguments, message):
