@@ -69,7 +69,7 @@ def run_coserve_bench(
         for name in traces or (None,)
     ]
     (plan, engine_table), plans, show = read[0], [each for each, _ in read], functools.partial(print, flush=True)
-    check_asked(plans, what, traces, policies, overrides)
+    check_asked(plans, what, {"workload": traces or None, "policy": policies or None, **overrides})
     if what == "divide":
         files = divide_runs(plan.setup, workloads, out, show)
     elif plan.policy == PARTITION:
@@ -83,15 +83,9 @@ def run_coserve_bench(
     return 0
 
 
-def check_asked(
-    plans: Sequence[CoservePlan],
-    what: str,
-    traces: Sequence[str],
-    policies: Sequence[str],
-    overrides: Mapping[str, Any],
-) -> None:
-    """Raises ConfigError for what does not go together."""
-    plan = plans[0]
+def check_asked(plans: Sequence[CoservePlan], what: str, given: Mapping[str, Any]) -> None:
+    """Raises ConfigError for what does not go together; ``given`` are options by name, None where there is none."""
+    plan, traces, policies = plans[0], given["workload"] or (), given["policy"] or ()
     replayed = what == "run" and {PARTITION, ALONE_POLICY}.isdisjoint(each.policy for each in plans)
     for option, names, kind in (("--workload", traces, "traces"), ("--policy", policies, "policies")):
         if len(names) > 1 and not replayed:
@@ -101,7 +95,6 @@ def check_asked(
             f"--policy names {len(policies)} policies for one engine, but [bench.engines] has one of its own for "
             f"{', '.join(own)}; run it in a command of its own"
         )
-    given = {"workload": traces or None, "policy": policies or None, **overrides}
     if what == "divide" and (asked := [name.replace("_", "-") for name, each in given.items() if each is not None]):
         options = " and ".join(f"--{name}" for name in asked)
         raise ConfigError(f"--divide takes every run of the set-up as it is; leave {options} out")

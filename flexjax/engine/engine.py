@@ -130,8 +130,8 @@ class Engine:
                 f"policy is {policy!r} after {self.config.policy!r}, and one of them keeps to {bound[0].layout}; start "
                 "an engine with it"
             )
-        self.config = config
         self.loop.call(setattr, self.scheduler, "policy", chosen)
+        self.config = config
 
     # requests
 

@@ -360,12 +360,18 @@ def test_errors_of_the_command_line(folder, config, tmp_path, capsys, words, mes
     assert re.search(message.format(folder=folder), said), said
 
 
-def test_several_traces_with_one_engine(folder, config, tmp_path, monkeypatch):
+@pytest.fixture
+def engines(monkeypatch) -> list[Engine]:
+    """All that are started."""
+    made, start = [], Engine.__init__
+    monkeypatch.setattr(Engine, "__init__", lambda self, *given: (made.append(self), start(self, *given))[1])
+    return made
+
+
+def test_several_traces_with_one_engine(folder, config, tmp_path, engines):
     """Each as if it were alone: its own requests and job, nothing of the one before; the engine takes the longest."""
     longer = [row | {"p": row["p"] + 60} for row in ROWS[:20]]
     (folder / "longer_r17_1s.jsonl").write_text("".join(json.dumps(row) + "\n" for row in longer))
-    engines, started = [], Engine.__init__
-    monkeypatch.setattr(Engine, "__init__", lambda self, *given: (engines.append(self), started(self, *given))[1])
     names = ["even_r17_2s", "longer_r17_1s"]
     assert run_coserve_bench(config(), folder, tmp_path / "results", traces=names) == 0
     assert len(engines) == 1
@@ -378,10 +384,8 @@ def test_several_traces_with_one_engine(folder, config, tmp_path, monkeypatch):
         assert metrics["finetune_tokens_per_s"] > 0
 
 
-def test_several_policies_with_one_engine(folder, config, tmp_path, monkeypatch):
+def test_several_policies_with_one_engine(folder, config, tmp_path, engines):
     """Each over every trace, under its own options and in a file of its own; a job beside those that finetune."""
-    engines, started = [], Engine.__init__
-    monkeypatch.setattr(Engine, "__init__", lambda self, *given: (engines.append(self), started(self, *given))[1])
     (folder / "first_r17_1s.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS[:20]))
     policies = {"temporal_sharing_64": {"n": 64}, "inference_only": {}, "co_serve": {}}
     places = ("--workloads", str(folder), "--out", str(tmp_path / "results"))
