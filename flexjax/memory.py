@@ -3,12 +3,21 @@
 import math
 from dataclasses import dataclass, replace
 
+import jax.numpy as jnp
+
 from flexjax.layout import PAGE_TOKENS
 from flexjax.models.lora import MODULES
 from flexjax.state import Dimensions, adapter_shapes, gradient_shapes, nbytes, resident_bytes, row_shapes
 
 RESERVE = 0.02
-"""Share of the limit left to the runtime and to allocation granularity."""
+"""Share of the limit left to the runtime and to allocation granularity, at least."""
+
+GUARD = 2 * 8 * 2**20
+"""Bytes that XLA puts around each array with which it measures a way to compute a product, to see whether it writes
+beside it."""
+
+WORKSPACE = 32 * 2**20
+"""Bytes that cuBLASLt may work in."""
 
 
 class OutOfMemory(ValueError):
@@ -57,8 +66,24 @@ def pages_wanted(dims: Dimensions, jobs: int) -> int:
     return math.ceil(1.5 * busy)
 
 
+def measuring_bytes(dims: Dimensions) -> int:
+    """What XLA takes of a GPU while it measures ways to compute the largest product, that of all rows and the head:
+    both operands, two results, for it compares every way's with the first one's, and what a way works in."""
+    rows, hidden, vocabulary = dims.max_rows, dims.model.hidden_size, dims.model.vocab_size // dims.tp
+    operands = (rows + vocabulary) * hidden * jnp.dtype(dims.dtype).itemsize
+    results = 2 * rows * vocabulary * jnp.dtype(jnp.float32).itemsize
+    return operands + results + WORKSPACE + 5 * GUARD
+
+
 def plan_memory(
-    dims: Dimensions, *, weights: int, temporaries: int, limit: int, jobs: int, pages: int | None = None
+    dims: Dimensions,
+    *,
+    weights: int,
+    temporaries: int,
+    limit: int,
+    jobs: int,
+    pages: int | None = None,
+    measuring: int = 0,
 ) -> MemoryPlan:
     """Decide the number of pages.
 
@@ -70,6 +95,7 @@ def plan_memory(
         jobs: finetuning jobs that run at once. Each trains in a range of the flat rank axis, so that all of them
             together have no more columns than that.
         pages: the user's own number; None takes what there is, up to `pages_wanted`.
+        measuring: bytes that the compiler takes while it measures ways to compute something (`measuring_bytes`).
 
     Raises:
         OutOfMemory: not even one longest sequence fits.
@@ -84,7 +110,7 @@ def plan_memory(
         ("adapter masters, moments and gradients", 4 * factors),
         (f"accumulators of backward passes ({jobs} jobs)", jobs * accumulators),
         ("temporaries of the largest program", temporaries),
-        ("reserve", int(limit * RESERVE)),
+        ("reserve", max(int(limit * RESERVE), measuring)),
     )
     page_bytes = dims.page_bytes // dims.tp
     left = limit - sum(size for _, size in fixed)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexjax.memory import MemoryPlan, OutOfMemory, pages_wanted, plan_memory
+from flexjax.memory import MemoryPlan, OutOfMemory, measuring_bytes, pages_wanted, plan_memory
 from flexjax.models.config import ModelConfig
 from flexjax.state import Dimensions
 
@@ -42,6 +42,13 @@ def test_every_byte_of_an_8b_model():
 def test_wanted_pages_are_for_full_rows_and_microbatches_and_half_again():
     tape, finals = 1 + 2 + 2, 7  # K/V, then x and q of two pages each; ten blocks share a page for final states
     assert pages_wanted(DIMS, jobs=1) == math.ceil(1.5 * (64 * 64 + 64 * tape + finals))
+
+
+def test_what_the_compiler_measures_with_fits_the_reserve():
+    """64 rows and the head: two bfloat16 operands, two float32 results, five guards of 16 MiB and 32 MiB to work in."""
+    assert measuring_bytes(DIMS) == 2 * 4096 * (64 + 128256) + 2 * 4 * 64 * 128256 + (5 * 16 + 32) * 2**20
+    assert dict(plan(measuring=3 * GIB).fixed)["reserve"] == 3 * GIB
+    assert dict(plan(measuring=GIB).fixed)["reserve"] == int(0.02 * 70 * GIB)
 
 
 @given(limit=st.integers(1 * GIB, 200 * GIB), jobs=st.integers(1, 4))

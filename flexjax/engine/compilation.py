@@ -4,8 +4,11 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
+
+import jax
 
 from flexjax.engine.blueprint import Compiled
 from flexjax.engine.calibration import use_first
@@ -13,12 +16,16 @@ from flexjax.engine.layouts import LayoutCatalog
 from flexjax.engine.loop import Loop
 from flexjax.engine.programs import JobShape, Programs
 from flexjax.layout import SlotLayout
+from flexjax.memory import OutOfMemory
 from flexjax.request import SamplingLevel, SamplingParams
 
 logger = logging.getLogger(__name__)
 
 COMPILERS = 16
 """Programs compiled at a time, at most; each takes a processor while it is."""
+
+NO_MEMORY = "RESOURCE_EXHAUSTED"
+"""What jax's error says when the device has no memory left, whatever else it is about."""
 
 Progress = Callable[[str], None]
 
@@ -35,10 +42,8 @@ def compile_layouts(programs: Programs, layouts: Sequence[SlotLayout], progress:
         programs.sample(layout.rows, SamplingLevel.GREEDY, layout.logprobs)
         return layout, programs.forward(layout)
 
-    with programs.lowering, compilers() as threads:
-        compiling = [threads.submit(ready, layout) for layout in layouts]
-        for number, finished in enumerate(as_completed(compiling), 1):
-            layout, program = finished.result()
+    with programs.lowering:
+        for number, (layout, program) in enumerate(side_by_side([partial(ready, each) for each in layouts]), 1):
             done = "loaded" if program.stored else "compiled"
             progress(f"ready {number} of {total}: {describe(layout)}, {done} in {program.seconds:.1f} s")
     progress(f"{total} programs ready in {time.perf_counter() - started:.1f} s")
@@ -52,12 +57,45 @@ def compile_job(programs: Programs, shape: JobShape, optimizer) -> None:
     wanted = [programs.loss, programs.backward, lambda shape: programs.update(shape, optimizer), programs.publish]
     if programs.dims.lean_tape is not None:
         wanted.append(programs.lean_backward)
-    with programs.lowering, compilers() as threads:
-        list(threads.map(lambda program: program(shape), wanted))  # raises what one of them raised
+    with programs.lowering:
+        for _ in side_by_side([partial(program, shape) for program in wanted]):
+            pass
 
 
-def compilers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(min(COMPILERS, os.cpu_count() or 1), thread_name_prefix="flexjax-compiler")
+def side_by_side[Result](tasks: Iterable[Callable[[], Result]]) -> Iterator[Result]:
+    """What tasks that compile return, as they end; raises what one of them raised.
+
+    Ways to compute a product are measured on the device, which takes memory of it. Once its pages are there, what is
+    left suffices for one task, but not always for several that measure at once. Those that it did not suffice for are
+    done again, one by one.
+
+    Raises:
+        OutOfMemory: it does not suffice for one that is alone either.
+    """
+    again = []
+    with ThreadPoolExecutor(min(COMPILERS, os.cpu_count() or 1), thread_name_prefix="flexjax-compiler") as threads:
+        running = {threads.submit(task): task for task in tasks}
+        for ended in as_completed(running):
+            error = ended.exception()
+            if error is None:
+                yield ended.result()
+            elif wants_memory(error):
+                again.append(running[ended])
+            else:
+                raise error
+    if again:
+        logger.warning("%d programs are compiled one by one; side by side there is not enough memory", len(again))
+    for task in again:
+        try:
+            yield task()
+        except jax.errors.JaxRuntimeError as error:
+            if wants_memory(error):
+                raise OutOfMemory(f"a program needs more memory than the pages leave; lower pages: {error}") from error
+            raise
+
+
+def wants_memory(error: BaseException) -> bool:
+    return isinstance(error, jax.errors.JaxRuntimeError) and NO_MEMORY in str(error)
 
 
 def describe(layout: SlotLayout) -> str:

@@ -6,6 +6,9 @@ programs, of the kernels too, versions, device and settings of jax. Who can writ
 here.
 
 jax's own cache is not used beside it: what it has loaded cannot be written down again on a CPU.
+
+On a GPU what the compiler has measured is kept too: a program that no run has compiled yet mostly has products that
+others have, and measuring takes memory that an engine which runs has little of.
 """
 
 import hashlib
@@ -36,6 +39,9 @@ SETTING_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "TF_", "NVIDIA_TF32_OVERRI
 
 SUFFIX = ".program"
 
+MEASURED = "xla_gpu_per_fusion_autotune_cache_dir"
+"""Option of the compiler: a folder that is there, for the fastest way it has found to compute each product."""
+
 PACKAGE = Path(__file__).parents[1]
 
 SOURCES = (
@@ -59,6 +65,20 @@ class ProgramStore:
         self._folder, self._devices = folder, list(mesh.devices.flat)
         placed = [(device.id, device.device_kind) for device in self._devices]
         self._machine = self._devices[0].client.platform_version, mesh.axis_names, mesh.devices.shape, placed
+
+    def measured(self) -> dict[str, str]:
+        """Options of the compiler with which it reads what was measured on such a machine before, and adds to it."""
+        if self._devices[0].platform != "gpu":
+            return {}
+        decides = surroundings()[1:], self._machine[0], self._devices[0].device_kind
+        folder = self._folder / f"measured-{digest(decides)}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            logger.warning("what the compiler measures is not kept for later runs: %s", error)
+            return {}
+        return {MEASURED: str(folder)}
 
     def load(self, name: tuple, blueprint: Blueprint, settings: tuple) -> Compiled | None:
         """A program that an earlier run has kept; None if there is none that can be used.
@@ -93,7 +113,11 @@ class ProgramStore:
         leaves = [(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(blueprint.shapes)]
         specs = str((blueprint.specs, blueprint.out_specs, blueprint.donated, blueprint.partitioned))
         decides = surroundings(), self._machine, settings, name, leaves, specs
-        return self._folder / f"{name[0]}-{hashlib.sha256(repr(decides).encode()).hexdigest()}{SUFFIX}"
+        return self._folder / f"{name[0]}-{digest(decides)}{SUFFIX}"
+
+
+def digest(value) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()
 
 
 def checked(content: bytes) -> bytes:

@@ -114,6 +114,7 @@ class Programs:
         self.options = dict(COMPILER_OPTIONS[mesh.devices.flat[0].platform])
         self.compiled: dict[tuple, Compiled] = {}
         self._store = None if folder is None else ProgramStore(folder, mesh)
+        self._measured = {} if self._store is None else self._store.measured()
         self.lowering = lowering or LoweringProcesses(mesh.devices.flat[0].platform, 0)
         self._levels, self._logprobs = {SamplingLevel.GREEDY}, False
         self._offering = threading.RLock()
@@ -285,7 +286,7 @@ class Programs:
         found = None if self._store is None else self._store.load(key, blueprint, settings)
         if found is not None:
             return found
-        made = self._lowered(key, blueprint).compile(self.mesh, self.dims.dtype, self.options)
+        made = self._lowered(key, blueprint).compile(self.mesh, self.dims.dtype, self.options | self._measured)
         if self._store is not None:
             self._store.keep(key, blueprint, settings, made)
         return made

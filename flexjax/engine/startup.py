@@ -19,7 +19,7 @@ from flexjax.engine.programs import Programs
 from flexjax.engine.runner import Runner
 from flexjax.fields import ConfigError
 from flexjax.layout import PAGE_TOKENS, tiles_for
-from flexjax.memory import MemoryPlan, plan_memory, with_pages
+from flexjax.memory import MemoryPlan, measuring_bytes, plan_memory, with_pages
 from flexjax.models.build import abstract_decoder, dtype_of, dummy_weights, place_weights
 from flexjax.models.config import ModelConfig
 from flexjax.models.lora import MODULES
@@ -85,6 +85,7 @@ def plan_pages(config: EngineConfig, dims: Dimensions, weight_bytes: int, tempor
         limit=memory_limit(config),
         jobs=config.max_running_jobs,
         pages=config.pages,
+        measuring=measuring_bytes(dims) if jax.default_backend() == "gpu" else 0,
     )
 
 
